@@ -1,0 +1,1 @@
+"""The bound-propagation engine: certifiers and certified training share it."""

@@ -1,0 +1,1 @@
+"""From a data reference to a `Dataset`: registered names, files, folders, archives, subsets, fingerprints."""

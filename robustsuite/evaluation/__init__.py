@@ -1,0 +1,1 @@
+"""Protocol, plan, engine, ledger, checks, evaluator, verification: the heart of the suite."""

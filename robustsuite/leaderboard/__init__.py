@@ -1,0 +1,1 @@
+"""Boards: records in, ranked tables out. Nothing here imports torch."""

@@ -1,0 +1,1 @@
+"""From a model reference to a `Classifier`: loading, architectures, normalisation, declared facts."""

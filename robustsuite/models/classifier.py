@@ -1,0 +1,125 @@
+"""What the suite sees of a model: float32 logits in eval mode, input gradients, counters, declared facts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustsuite.errors import ContractError
+from robustsuite.noise import ExampleNoise
+
+# A float32 network answers a little differently at another batch shape or on another device. A break closer to the
+# boundary than this share of the largest logit could not be re-checked by a stranger, so it does not count as one.
+MARGIN_SLACK = 2e-6
+
+
+def margins(logits: Tensor, y: Tensor) -> Tensor:
+    """Logit of the label minus the largest other logit, ``[N]``; positive where the model is right."""
+    label = logits.gather(1, y.view(-1, 1))
+    others = logits.scatter(1, y.view(-1, 1), float("-inf")).amax(1)
+    return label.squeeze(1) - others
+
+
+def fooled(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether each row is misclassified by more than rounding can explain, bool ``[N]``; never for NaN logits."""
+    return margins(logits, y) < -MARGIN_SLACK * logits.abs().amax(1)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model declares about itself; `evaluation.checks` tests it, nothing believes it."""
+
+    randomized: bool = False
+    differentiable: Literal["full", "surrogate", "none"] = "full"
+
+
+@dataclass
+class Passes:
+    """Example-forwards and example-backwards that the model has really made, padding included."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+class Classifier:
+    """A module as the suite uses it: ``x`` float32 ``[N,C,H,W]`` in [0,1] to float32 logits ``[N,K]``.
+
+    The module is put into eval mode and its parameters stop requiring gradients. TF32 and autocast are off for every
+    pass, because verdicts are made here. Raises `ContractError` when the output is not a ``[N,K]`` float tensor with
+    K >= 2.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        num_classes: int,
+        input_shape: tuple[int, ...],
+        device: str | torch.device = "cpu",
+        facts: Facts = Facts(),
+    ) -> None:
+        self.module = module.to(device).eval().requires_grad_(False)
+        self.num_classes = num_classes
+        self.input_shape = tuple(input_shape)
+        self.device = torch.device(device)
+        self.facts = facts
+        self.passes = Passes()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits ``[N,K]`` without a graph."""
+        with torch.no_grad():
+            return self._forward(x)
+
+    def gradient(self, x: Tensor, losses: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits ``[N,K]`` and the gradient at ``x`` of the sum of ``losses(logits)`` (per-example losses ``[N]``).
+
+        The sum keeps rows apart: row i of the gradient is that of loss i. No parameter gradient is computed.
+        """
+        leaf = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = self._forward(leaf)
+            (grad,) = torch.autograd.grad(losses(logits).sum(), leaf)
+        self.passes.backward += x.shape[0]
+        return logits.detach(), grad
+
+    def decide(self, x: Tensor, noise: ExampleNoise) -> tuple[Tensor, Tensor]:
+        """The verdict on ``x``: predicted label int64 ``[N]`` (-1 abstains) and logits ``[N,K]``.
+
+        ``noise`` is for classifiers that sample (smoothing); a plain network ignores it.
+        """
+        del noise
+        logits = self.logits(x)
+        return logits.argmax(1), logits
+
+    def _forward(self, x: Tensor) -> Tensor:
+        self.passes.forward += x.shape[0]
+        with torch.autocast(self.device.type, enabled=False), _full_precision():
+            out = self.module(x)
+        if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != x.shape[0] or not out.is_floating_point():
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ContractError(
+                f"the model must return float logits of shape [{x.shape[0]}, K] for {x.shape[0]} images, got {got}. "
+                "Wrap it in a module that returns the logits alone."
+            )
+        if out.shape[1] != self.num_classes:
+            raise ContractError(
+                f"the model returns {out.shape[1]} logits, but {self.num_classes} classes are declared. "
+                "Give the architecture the right number of classes (-M num_classes=...)."
+            )
+        return out.float()
+
+
+class _full_precision:
+    """TF32 off inside, as it was after: a verdict must not depend on a global switch."""
+
+    def __enter__(self) -> None:
+        self.matmul = torch.backends.cuda.matmul.allow_tf32
+        self.cudnn = torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+
+    def __exit__(self, *exc: object) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = self.matmul
+        torch.backends.cudnn.allow_tf32 = self.cudnn

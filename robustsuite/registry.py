@@ -1,0 +1,168 @@
+"""Names to plugins: decorators, built-in discovery, entry points, `--plugin file.py`, did-you-mean."""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from robustsuite.errors import InputError, UnknownNameError, UsageError
+
+T = TypeVar("T")
+
+ENTRY_POINT_GROUP = "robustsuite.plugins"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered plugin: its name, the object, what it declares, and where it came from."""
+
+    name: str
+    target: Any
+    facts: dict[str, Any]
+    origin: str
+
+    @property
+    def summary(self) -> str:
+        """First line of the plugin's docstring."""
+        return (self.target.__doc__ or "").strip().split("\n")[0]
+
+
+@dataclass
+class Registry:
+    """A named set of plugins of one kind.
+
+    Built-ins are found by importing the modules of ``package`` on first use, so that a new file there needs no
+    other edit. Registering a taken name raises `UsageError`, unless it is the same object imported again.
+    """
+
+    kind: str
+    package: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+    _discovered: bool = False
+
+    def register(self, name: str, **facts: Any) -> Callable[[T], T]:
+        """Decorator that registers its target under ``name`` with declared ``facts``."""
+
+        def add(target: T) -> T:
+            origin = getattr(target, "__module__", "?")
+            known = self.entries.get(name)
+            if known is not None and _identity(known.target) != _identity(target):
+                raise UsageError(
+                    f"the {self.kind} name '{name}' is taken by {known.origin}; {origin} must choose another name."
+                )
+            self.entries[name] = Entry(name, target, facts, origin)
+            return target
+
+        return add
+
+    def get(self, name: str) -> Entry:
+        """The entry called ``name``; raises `UnknownNameError` with the nearest names otherwise."""
+        self.discover()
+        if name in self.entries:
+            return self.entries[name]
+        near = difflib.get_close_matches(name, self.entries, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        failed = f" Plugins that failed to load: {'; '.join(map(str, FAILURES))}." if FAILURES else ""
+        raise UnknownNameError(f"no {self.kind} '{name}'.{hint} Available: {', '.join(sorted(self.entries))}.{failed}")
+
+    def __iter__(self) -> Iterator[Entry]:
+        self.discover()
+        return iter(sorted(self.entries.values(), key=lambda e: e.name))
+
+    def __contains__(self, name: str) -> bool:
+        self.discover()
+        return name in self.entries
+
+    def discover(self) -> None:
+        """Import the built-in modules of this kind once, then the installed entry points."""
+        if self._discovered:
+            return
+        self._discovered = True
+        package = importlib.import_module(self.package)
+        for module in pkgutil.walk_packages(package.__path__, self.package + "."):
+            importlib.import_module(module.name)
+        load_entry_points()
+
+
+def _identity(target: Any) -> tuple[str, str]:
+    return getattr(target, "__module__", ""), getattr(target, "__qualname__", repr(target))
+
+
+ATTACKS = Registry("attack", "robustsuite.attacks")
+CERTIFIERS = Registry("certifier", "robustsuite.certification")
+DEFENSES = Registry("defense", "robustsuite.defenses")
+DATASETS = Registry("dataset", "robustsuite.data")
+ARCHITECTURES = Registry("architecture", "robustsuite.models")
+REGISTRIES = {
+    "attacks": ATTACKS,
+    "certifiers": CERTIFIERS,
+    "defenses": DEFENSES,
+    "datasets": DATASETS,
+    "architectures": ARCHITECTURES,
+}
+
+register_attack = ATTACKS.register
+register_certifier = CERTIFIERS.register
+register_defense = DEFENSES.register
+register_dataset = DATASETS.register
+register_architecture = ARCHITECTURES.register
+
+
+@dataclass(frozen=True)
+class PluginFailure:
+    """A plugin that could not be imported: reported, never fatal on its own."""
+
+    origin: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.origin} ({self.reason})"
+
+
+FAILURES: list[PluginFailure] = []
+_loaded_entry_points = False
+
+
+def load_entry_points() -> None:
+    """Import every installed `robustsuite.plugins` entry point once; a failing one is noted in `FAILURES`."""
+    global _loaded_entry_points
+    if _loaded_entry_points:
+        return
+    _loaded_entry_points = True
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            point.load()
+        except Exception as error:  # a stranger's module may raise anything; the suite must go on
+            FAILURES.append(PluginFailure(f"entry point {point.name}", f"{type(error).__name__}: {error}"))
+
+
+def load_plugin_file(path: str | Path) -> Any:
+    """Import a plugin from a file and return its module.
+
+    Raises `InputError` when the file is not there. A file that raises at import is noted in `FAILURES`, and None
+    is returned: what does not need the plugin goes on.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"plugin file {path} does not exist.")
+    name = f"robustsuite_plugin_{path.resolve().stem}"
+    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path.resolve()):
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise InputError(f"plugin file {path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # as above
+        del sys.modules[name]
+        FAILURES.append(PluginFailure(str(path), f"{type(error).__name__}: {error}"))
+        return None
+    return module

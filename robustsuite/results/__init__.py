@@ -1,0 +1,1 @@
+"""Records: schema, store, provenance, statistics. Nothing here imports torch."""

@@ -1,0 +1,237 @@
+"""The record of one run, schema version 1: what is stored, published and checked.
+
+The order and the meaning of the fields are part of the format: change either only with a new `SCHEMA_VERSION` and a
+migration. JSON holds no NaN; an unknown key is an error that names it.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class Part(BaseModel):
+    """Base of every part of a record."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Metric(Part):
+    """One number: a share of ``n`` examples with its exact (Clopper-Pearson) 95 % interval."""
+
+    name: str
+    value: float = Field(ge=0, le=1)
+    ci95: tuple[float, float]
+    n: int = Field(ge=1)
+
+
+class ModelPart(Part):
+    """The model: how to load it again, and what its tensors are."""
+
+    name: str
+    reference: str
+    """What the user named: a path or ``py:module:factory``."""
+    arch: str | None = None
+    arch_params: dict[str, Any] = {}
+    weights_sha256: str
+    """Over the tensors (sorted name, shape, dtype, bytes), so that .pt and .safetensors agree."""
+    format: str
+    n_params: int
+    normalization: dict[str, Any] | None = None
+    output: Literal["logits", "probabilities"] = "logits"
+    wrap: dict[str, Any] | None = None
+    """The inference-time defense around it (name and parameters), such as smoothing."""
+    defense: dict[str, Any] | None = None
+    """What its sidecar says of its training."""
+    randomized: bool = False
+    differentiable: str = "full"
+    trust_pickle: bool = False
+
+
+class DataPart(Part):
+    """The examples: where they come from and the hash of what was evaluated."""
+
+    name: str
+    source: str
+    subset: str
+    n: int = Field(ge=1)
+    num_classes: int = Field(ge=2)
+    input_shape: tuple[int, ...]
+    fingerprint: str
+
+
+class ThreatPart(Part):
+    """The threat model; ``eps`` is the exact fraction as text."""
+
+    norm: Literal["Linf", "L2", "L1"]
+    eps: str
+    eps_float: float = Field(ge=0)
+
+
+class StagePlan(Part):
+    """One stage of a protocol: a plugin with all its parameters, defaults included."""
+
+    name: str
+    kind: Literal["attack", "certifier"]
+    plugin: str
+    params: dict[str, Any] = {}
+    when: Literal["always", "supported"] = "always"
+    """``supported``: skipped, with the reason in the record, where the plugin does not apply."""
+
+
+class ProtocolPart(Part):
+    """The ordered list of stages that was run."""
+
+    name: str
+    version: int
+    stages: tuple[StagePlan, ...]
+
+
+class Request(Part):
+    """Everything that can change an outcome, and nothing else; its hash is the run's key."""
+
+    semantics_version: int
+    model: ModelPart
+    data: DataPart
+    threat: ThreatPart
+    protocol: ProtocolPart
+    seed: int
+    slots: int
+    block_size: int
+    threads: int
+    device: str
+    plugins: dict[str, str] = {}
+    """sha256 of every plugin file that was loaded, by name."""
+
+    @property
+    def run_key(self) -> str:
+        """16 hex digits of the sha256 over the canonical JSON.
+
+        Where the model and the data lie (and what the user calls them) is left out: the hashes say what they are.
+        """
+        body = self.model_dump(mode="json")
+        for part, names in (("model", ("name", "reference", "defense")), ("data", ("name", "source", "subset"))):
+            for name in names:
+                body[part].pop(name)
+        return hashlib.sha256(canonical(body)).hexdigest()[:16]
+
+
+class StageResult(Part):
+    """What one stage did. Passes are those that its examples needed, padding and speculation left out."""
+
+    name: str
+    kind: Literal["clean", "attack", "certifier"]
+    plugin: str
+    status: Literal["done", "skipped", "error"]
+    reason: str = ""
+    """Why it was skipped, or the error that stopped it."""
+    n_in: int = 0
+    """Examples it worked on, the audit's included."""
+    n_broken: int = 0
+    n_certified: int = 0
+    n_error: int = 0
+    n_refused: int = 0
+    """Candidates that the attack claimed and the evaluator did not confirm."""
+    forward: int = 0
+    backward: int = 0
+    guarantee: str = ""
+    slots: int = 0
+
+
+class Flag(Part):
+    """A check of the model or of the attacks: raised or not, with the evidence in words."""
+
+    name: str
+    raised: bool
+    evidence: str
+    remedy: str = ""
+
+
+class Contradiction(Part):
+    """An example that one stage certified and another broke."""
+
+    example: int
+    certified_by: str
+    radius: float
+    broken_by: str
+    distance: float
+
+
+class FileRef(Part):
+    """A file of the run directory."""
+
+    path: str
+    sha256: str
+    bytes: int
+    role: Literal["verdicts", "adversarials"]
+
+
+class Provenance(Part):
+    """The software that made the run."""
+
+    suite_version: str
+    git: dict[str, Any]
+    python: str
+    packages: dict[str, str]
+    determinism: dict[str, Any]
+
+
+class Host(Part):
+    """Times and the machine: the only part that may differ between two runs of one request."""
+
+    created_utc: str
+    command: str = ""
+    hostname_sha256: str
+    os: str
+    cpu: str
+    device_name: str
+    stage_seconds: dict[str, float]
+    executed_forward: int = 0
+    executed_backward: int = 0
+    wall_seconds: float = 0.0
+
+
+class Record(Part):
+    """One sealed run."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["evaluation"] = "evaluation"
+    run_key: str
+    status: Literal["complete", "partial", "failed"]
+    request: Request
+    metrics: tuple[Metric, ...]
+    stages: tuple[StageResult, ...]
+    flags: tuple[Flag, ...] = ()
+    unreliable: bool = False
+    contradictions: tuple[Contradiction, ...] = ()
+    files: tuple[FileRef, ...] = ()
+    provenance: Provenance
+    outcome_sha256: str = ""
+    """Over everything but `provenance`, `host` and the two hashes: equal for equal outcomes."""
+    host: Host
+    content_sha256: str = ""
+    """Over everything but itself: integrity."""
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric called ``name``, if the run has it."""
+        return next((m for m in self.metrics if m.name == name), None)
+
+    def sealed(self) -> "Record":
+        """The same record with both hashes filled in."""
+        body = self.model_dump(mode="json")
+        outcome = {k: v for k, v in body.items() if k not in _OUTSIDE_OUTCOME}
+        body["outcome_sha256"] = hashlib.sha256(canonical(outcome)).hexdigest()
+        body.pop("content_sha256")
+        body["content_sha256"] = hashlib.sha256(canonical(body)).hexdigest()
+        return Record.model_validate(body)
+
+
+_OUTSIDE_OUTCOME = frozenset({"provenance", "host", "outcome_sha256", "content_sha256"})
+
+
+def canonical(body: Any) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN. Hashes are taken over it."""
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()

@@ -1,0 +1,1 @@
+"""The loop that a training-time defense plugs into."""
