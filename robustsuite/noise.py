@@ -73,10 +73,9 @@ class ExampleNoise:
     def bits(self, count: int, draw: int | Tensor = 0) -> Tensor:
         """int64 ``[N, count]`` holding uniform 32-bit words. ``draw``: an int or int64 ``[N]``, 0 <= draw < 2^32."""
         ids = self.ids.view(-1, 1)
-        if not isinstance(draw, Tensor):
-            draw = torch.full_like(self.ids, draw)
+        draws = draw if isinstance(draw, Tensor) else torch.full_like(self.ids, draw)
         block = torch.arange((count + 3) // 4, device=ids.device).view(1, -1)
-        words = philox((block, draw.view(-1, 1), ids & _MASK, (ids >> 32) & _MASK), self.noise.key)
+        words = philox((block, draws.view(-1, 1), ids & _MASK, (ids >> 32) & _MASK), self.noise.key)
         shape = (ids.shape[0], block.shape[1])
         return torch.stack([w.expand(shape) for w in words], 2).flatten(1)[:, :count]
 

@@ -5,6 +5,7 @@ Tensors are used through their methods alone, so that reading an eps (boards, re
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
@@ -16,12 +17,21 @@ if TYPE_CHECKING:
 
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
-_SPELLINGS: dict[str, Norm] = {"linf": "Linf", "inf": "Linf", "l_inf": "Linf", "l2": "L2", "2": "L2", "l1": "L1", "1": "L1"}
+_SPELLINGS: dict[str, Norm] = {
+    "linf": "Linf",
+    "inf": "Linf",
+    "l_inf": "Linf",
+    "l2": "L2",
+    "2": "L2",
+    "l1": "L1",
+    "1": "L1",
+}
 
 # x + delta is rounded to float32 once, so an exact eps may be exceeded by that much and no more.
 RELATIVE_SLACK = 1e-6
 ABSOLUTE_SLACK = 1e-7
 _L2_ROUNDS = 32
+_HUGE = re.compile(r"[eE][+-]?\d{4,}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class Eps:
         """Read ``8/255``, ``0.3`` or a number; raises `UsageError` when it is not a finite number >= 0."""
         if isinstance(value, Eps):
             return value
+        if _HUGE.search(str(value)):  # Fraction("1e999999999") would build that number
+            raise UsageError(f"eps '{value}' is out of range.")
         try:
             fraction = Fraction(repr(value) if isinstance(value, float) else str(value).replace(" ", ""))
         except (ValueError, ZeroDivisionError) as error:
@@ -52,7 +64,8 @@ class Eps:
             while rest % prime == 0:
                 rest //= prime
         if rest == 1:
-            return f"{float(self.fraction):g}" if self.fraction.denominator <= 10**6 else str(self.fraction)
+            text = f"{float(self.fraction):.15g}"
+            return text if Fraction(text) == self.fraction else str(self.fraction)
         if 255 % self.fraction.denominator == 0:
             return f"{self.fraction.numerator * (255 // self.fraction.denominator)}/255"
         return str(self.fraction)

@@ -25,6 +25,7 @@ class Dataset:
     num_classes: int
     subset: str = "all"
     source: str = ""
+    split: str | None = None
     classes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -58,6 +59,7 @@ class Dataset:
             self.num_classes,
             subset,
             self.source,
+            self.split,
             self.classes,
         )
 

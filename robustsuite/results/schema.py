@@ -49,6 +49,8 @@ class ModelPart(Part):
     randomized: bool = False
     differentiable: str = "full"
     trust_pickle: bool = False
+    load_options: dict[str, Any] = {}
+    """Whatever else the user typed to load it (weights file, prefix, mean and std, ...): enough to do it again."""
 
 
 class DataPart(Part):
@@ -56,6 +58,7 @@ class DataPart(Part):
 
     name: str
     source: str
+    split: str | None = None
     subset: str
     n: int = Field(ge=1)
     num_classes: int = Field(ge=2)
@@ -113,7 +116,7 @@ class Request(Part):
         Where the model and the data lie (and what the user calls them) is left out: the hashes say what they are.
         """
         body = self.model_dump(mode="json")
-        for part, names in (("model", ("name", "reference", "defense")), ("data", ("name", "source", "subset"))):
+        for part, names in _WHEREABOUTS:
             for name in names:
                 body[part].pop(name)
         return hashlib.sha256(canonical(body)).hexdigest()[:16]
@@ -129,7 +132,9 @@ class StageResult(Part):
     reason: str = ""
     """Why it was skipped, or the error that stopped it."""
     n_in: int = 0
-    """Examples it worked on, the audit's included."""
+    """Examples that were undecided when it began."""
+    n_audited: int = 0
+    """Decided examples that it worked on all the same: certified ones for an attack, broken ones for a certifier."""
     n_broken: int = 0
     n_certified: int = 0
     n_error: int = 0
@@ -229,6 +234,10 @@ class Record(Part):
         return Record.model_validate(body)
 
 
+_WHEREABOUTS = (
+    ("model", ("name", "reference", "format", "defense", "trust_pickle", "load_options")),
+    ("data", ("name", "source", "split", "subset")),
+)
 _OUTSIDE_OUTCOME = frozenset({"provenance", "host", "outcome_sha256", "content_sha256"})
 
 
