@@ -25,8 +25,8 @@ class State:
     """An iterative attack in flight: tensors with a leading slot dimension, each slot with its own counter.
 
     `x_adv` is the point that the next step evaluates; once `fooled` it stays where it fooled. `it` counts the
-    evaluations made. `muted` is the count up to which a fooling evaluation is ignored, because the evaluator has
-    refused the candidate (-1: none yet).
+    evaluations made. `muted` is the index of the evaluation up to which fooling is ignored, because the evaluator has
+    refused what was found there (-1: none yet).
     """
 
     x: Tensor  # [S,C,H,W]
@@ -88,7 +88,7 @@ class Stepper(Attack):
 def settle(state: State, logits: Tensor, budget: int) -> Tensor:
     """Book one evaluation: counters, `fooled`, `done`. Returns the slots that may move on, bool ``[S]``.
 
-    A refused candidate (`muted`) is passed over once, so that the attack goes on from where it stands.
+    A refused candidate (`muted`) is passed over, so that the attack goes on from there.
     """
     active = ~state.done
     state.fooled |= active & fooled(logits, state.y) & (state.it > state.muted)

@@ -1,0 +1,120 @@
+"""What a run will do, before it does it: the request whose hash is the run's key, and what it may cost."""
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from robustsuite import SEMANTICS_VERSION
+from robustsuite.attacks.base import Stepper
+from robustsuite.data.dataset import Dataset
+from robustsuite.errors import UsageError
+from robustsuite.evaluation.protocol import Stage
+from robustsuite.models.classifier import Classifier
+from robustsuite.results.schema import DataPart, ModelPart, ProtocolPart, Request, ThreatPart
+from robustsuite.threat import ThreatModel
+
+_MAX_SLOTS = {"cpu": 128, "cuda": 512}
+_MIN_BLOCK, _MAX_BLOCKS = 8, 100
+
+
+def default_slots(n: int, device: torch.device) -> int:
+    """Slots for ``n`` examples: as few equal rounds as the device's limit allows, so that little is padding."""
+    limit = _MAX_SLOTS.get(device.type, 128)
+    return -(-n // -(-n // limit))
+
+
+def build_request(
+    part: ModelPart,
+    data: Dataset,
+    threat: ThreatModel,
+    protocol: ProtocolPart,
+    *,
+    seed: int,
+    slots: int | None,
+    threads: int | None,
+    device: torch.device,
+    plugins: dict[str, str],
+) -> Request:
+    """Everything that can change an outcome, defaults filled in."""
+    if slots is not None and slots < 1:
+        raise UsageError(f"--slots must be at least 1, got {slots}.")
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {threads}.")
+    return Request(
+        semantics_version=SEMANTICS_VERSION,
+        model=part,
+        data=DataPart(
+            name=data.name,
+            source=data.source,
+            split=data.split,
+            subset=data.subset,
+            n=len(data),
+            num_classes=data.num_classes,
+            input_shape=data.input_shape,
+            fingerprint=data.fingerprint,
+        ),
+        threat=ThreatPart(norm=threat.norm, eps=str(threat.eps), eps_float=threat.radius),
+        protocol=protocol,
+        seed=seed,
+        slots=slots or default_slots(len(data), device),
+        block_size=max(_MIN_BLOCK, -(-len(data) // _MAX_BLOCKS)),
+        threads=threads or cores(),
+        device=device.type,
+        plugins=plugins,
+    )
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plugin_hashes(files: list[str]) -> dict[str, str]:
+    """sha256 of each plugin file: another plugin is another run."""
+    return {Path(f).name: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files}
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """The most passes that a stage can make on ``n`` examples, and the time that this takes here."""
+
+    name: str
+    n: int
+    forward: int
+    backward: int
+    seconds: float
+
+
+def estimate(model: Classifier, data: Dataset, stages: list[Stage], slots: int) -> list[StageCost]:
+    """Upper bounds of cost, from one warm batch: early success only makes a stage cheaper."""
+    x = data.x[torch.arange(slots) % len(data)].to(model.device)
+    forward = _seconds(lambda: model.logits(x)) / slots
+    both = _seconds(lambda: model.gradient(x, lambda logits: logits.sum(1))) / slots
+    costs = [StageCost("clean", len(data), len(data), 0, forward * len(data))]
+    for stage in stages:
+        f, b = getattr(stage.plugin, "cost", (0, 0))
+        times = 1
+        if isinstance(stage.plugin, Stepper):
+            times = stage.plugin.budget * stage.plugin.lanes(model.num_classes)
+        n = len(data)
+        seconds = n * times * (both * min(f, b) + forward * max(f - b, 0))
+        costs.append(StageCost(stage.plan.name, n, n * times * f, n * times * b, seconds))
+    return costs
+
+
+def _seconds(work: object) -> float:
+    """Fastest of three calls after one to warm up."""
+    assert callable(work)
+    work()
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best

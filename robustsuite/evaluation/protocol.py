@@ -1,0 +1,181 @@
+"""Protocols: ordered lists of stages as data, from a tier's name, a YAML file or the command line."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from robustsuite.attacks.base import Attack
+from robustsuite.certification.base import Certifier
+from robustsuite.errors import InputError, UsageError
+from robustsuite.registry import ATTACKS, CERTIFIERS, Entry
+from robustsuite.results.schema import ProtocolPart, StagePlan
+from robustsuite.threat import ThreatModel
+
+_FOLDER = Path(__file__).parent / "tiers"
+
+
+class _StageDocument(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    attack: str | None = None
+    certifier: str | None = None
+    name: str | None = None
+    when: Literal["always", "supported"] = "always"
+    params: dict[str, Any] = {}
+
+
+class _ProtocolDocument(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    version: int
+    stages: list[_StageDocument]
+
+
+def tiers() -> list[str]:
+    """Names of the built-in protocols."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_protocol(name: str) -> ProtocolPart:
+    """A built-in tier by name, or a YAML file; raises `InputError` naming an unknown or malformed key."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(name, tiers(), n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise InputError(f"no protocol '{name}'.{hint} Tiers: {', '.join(tiers())}; or give a .yaml file.")
+    try:
+        document = _ProtocolDocument.model_validate(yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path.name} is not YAML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors())
+        raise InputError(f"{path.name} is not a protocol. {problems}.") from error
+    stages = [_stage(s, path.name) for s in document.stages]
+    return ProtocolPart(name=document.name, version=document.version, stages=_distinct(stages))
+
+
+def custom_protocol(attacks: list[str], certifiers: list[str]) -> ProtocolPart:
+    """The protocol of the named certifiers, then the named attacks, with default parameters."""
+    stages = [StagePlan(name=c, kind="certifier", plugin=c) for c in certifiers]
+    stages += [StagePlan(name=a, kind="attack", plugin=a) for a in attacks]
+    return ProtocolPart(name="custom", version=1, stages=_distinct(stages))
+
+
+def _stage(document: _StageDocument, where: str) -> StagePlan:
+    if (document.attack is None) == (document.certifier is None):
+        raise InputError(f"{where}: every stage names either an 'attack' or a 'certifier'.")
+    plugin = document.attack or document.certifier or ""
+    return StagePlan(
+        name=document.name or plugin,
+        kind="attack" if document.attack else "certifier",
+        plugin=plugin,
+        params=document.params,
+        when=document.when,
+    )
+
+
+def _distinct(stages: list[StagePlan]) -> tuple[StagePlan, ...]:
+    """The stages with a number behind every repeated name: a stage's name keys its randomness and its files."""
+    seen: dict[str, int] = {}
+    out = []
+    for stage in stages:
+        seen[stage.name] = seen.get(stage.name, 0) + 1
+        count = seen[stage.name]
+        out.append(stage if count == 1 else stage.model_copy(update={"name": f"{stage.name}-{count}"}))
+    return tuple(out)
+
+
+def with_params(protocol: ProtocolPart, overrides: dict[str, Any]) -> ProtocolPart:
+    """Apply ``stage.param`` or bare ``param`` overrides; a bare one goes to every stage that has it.
+
+    An altered tier is no longer that tier: its name gets a ``+``. Raises `UsageError` for a key that fits nothing.
+    """
+    if not overrides:
+        return protocol
+    params = {s.name: dict(s.params) for s in protocol.stages}
+    fields = {s.name: _fields(_entry(s)) for s in protocol.stages}
+    for key, value in overrides.items():
+        stage, _, param = key.rpartition(".")
+        hit = [
+            s.name for s in protocol.stages if (not stage or stage in (s.name, s.plugin)) and param in fields[s.name]
+        ]
+        if not hit:
+            known = ", ".join(f"{s}.{p}" for s, ps in fields.items() for p in ps)
+            raise UsageError(f"no stage takes the parameter '{key}'. Known: {known}.")
+        for name in hit:
+            params[name][param] = value
+    stages = tuple(s.model_copy(update={"params": params[s.name]}) for s in protocol.stages)
+    name = protocol.name if protocol.name == "custom" or protocol.name.endswith("+") else f"{protocol.name}+"
+    return ProtocolPart(name=name, version=protocol.version, stages=stages)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage ready to run: the plan with every default filled in, and the plugin made from it."""
+
+    plan: StagePlan
+    entry: Entry
+    plugin: Attack | Certifier
+
+
+def resolve(protocol: ProtocolPart, threat: ThreatModel) -> tuple[ProtocolPart, list[Stage]]:
+    """Look the plugins up, fill in their defaults and check that they know the norm.
+
+    A ``supported`` stage whose plugin does not know the norm is left out of the protocol. Raises `UnknownNameError`
+    or `UsageError` before anything is run.
+    """
+    stages = []
+    for plan in protocol.stages:
+        entry = _entry(plan)
+        norms = entry.facts.get("norms", (threat.norm,))
+        if threat.norm not in norms:
+            if plan.when == "supported":
+                continue
+            raise UsageError(f"{plan.kind} '{plan.plugin}' does not know {threat.norm}; it knows {', '.join(norms)}.")
+        plugin = make(entry, plan.params)
+        full = plan.model_copy(update={"params": _params(plugin)})
+        stages.append(Stage(full, entry, plugin))
+    if not stages:
+        raise UsageError("the protocol has no stage for this threat model.")
+    return protocol.model_copy(update={"stages": tuple(s.plan for s in stages)}), stages
+
+
+def make(entry: Entry, params: dict[str, Any]) -> Any:
+    """An instance of a plugin; raises `UsageError` naming an unknown parameter or one of the wrong type."""
+    known = _fields(entry)
+    for name, value in params.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, list(known), n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise UsageError(f"'{entry.name}' has no parameter '{name}'.{hint} It has: {', '.join(known) or 'none'}.")
+        default = known[name]
+        if isinstance(default, int | float) and not isinstance(value, int | float):
+            raise UsageError(f"'{entry.name}' wants a number for '{name}', got {value!r}.")
+    try:
+        return entry.target(**{k: tuple(v) if isinstance(v, list) else v for k, v in params.items()})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"'{entry.name}' cannot be made with {params}: {error}.") from error
+
+
+def _entry(plan: StagePlan) -> Entry:
+    return (ATTACKS if plan.kind == "attack" else CERTIFIERS).get(plan.plugin)
+
+
+def _fields(entry: Entry) -> dict[str, Any]:
+    """The plugin's parameters with their defaults."""
+    if not dataclasses.is_dataclass(entry.target):
+        return {}
+    return {f.name: f.default for f in dataclasses.fields(entry.target) if f.init}
+
+
+def _params(plugin: Any) -> dict[str, Any]:
+    """Every parameter as it is, in JSON's types."""
+    if not dataclasses.is_dataclass(plugin):
+        return {}
+    values = {f.name: getattr(plugin, f.name) for f in dataclasses.fields(plugin) if f.init}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -1,0 +1,161 @@
+"""The engine against the sequential definition: the lowest lane that succeeds, whatever the interleaving."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from robustsuite.attacks.base import State, Stepper, settle
+from robustsuite.evaluation.engine import Engine, Finished
+from robustsuite.evaluation.judge import Verdict
+from robustsuite.models.classifier import Classifier
+from robustsuite.noise import ExampleNoise, Noise
+from robustsuite.threat import ThreatModel
+
+BUDGET = 5
+
+
+@dataclass(frozen=True)
+class Scripted(Stepper):
+    """Succeeds on example i in lane l at the evaluations that a table names; needs no model."""
+
+    table: Tensor = field(compare=False)  # bool [examples, lanes, BUDGET]
+
+    @property
+    def budget(self) -> int:
+        return BUDGET
+
+    def lanes(self, num_classes: int) -> int:
+        return self.table.shape[1]
+
+    def init(self, x, y, logits, lane, threat: ThreatModel, noise: ExampleNoise) -> State:
+        zero = torch.zeros_like(y)
+        ids = noise.ids
+        return State(x, y, ids, lane, x.clone(), zero, zero.bool(), zero.bool(), zero - 1)
+
+    def step(self, model: Classifier, state: State, threat: ThreatModel, noise: ExampleNoise) -> State:
+        at = state.it.clamp(max=BUDGET - 1)
+        hit = self.table[state.ids, state.lane, at]
+        logits = torch.stack([torch.zeros(len(hit)), hit.float() * 2 - 1], 1)
+        encoded = (state.lane * BUDGET + at).float() / 1000  # what the judge sees: which lane, which evaluation
+        state.x_adv = torch.where(state.done.view(-1, 1, 1, 1), state.x_adv, encoded.view(-1, 1, 1, 1))
+        settle(state, logits, BUDGET)
+        return state
+
+
+@dataclass
+class ScriptedJudge:
+    accepted: Tensor  # bool [examples, lanes, BUDGET]
+    immediate: bool
+
+    def __call__(self, x: Tensor, y: Tensor, ids: Tensor, x_adv: Tensor) -> list[Verdict]:
+        code = (x_adv.flatten(1)[:, 0] * 1000).round().long()
+        lanes, at = code // BUDGET, code % BUDGET
+        ok = self.accepted[ids, lanes, at].tolist()
+        return [Verdict(o, a, 0.0, -1.0, 1) for o, a in zip(ok, x_adv, strict=True)]
+
+
+def sequential(table: Tensor, accepted: Tensor, i: int) -> tuple[int, int, int]:
+    """(lane that breaks or -1, evaluations, refusals) by doing one lane after the other."""
+    spent = refused = 0
+    for lane in range(table.shape[1]):
+        it = 0
+        while it < BUDGET:
+            if table[i, lane, it]:
+                if accepted[i, lane, it]:
+                    return lane, spent + it + 1, refused
+                refused += 1
+            it += 1
+        spent += BUDGET
+    return -1, spent, refused
+
+
+def run_engine(table: Tensor, accepted: Tensor, slots: int, order: Sequence[int], immediate: bool, every: int):
+    model = Classifier(nn.Identity(), num_classes=2, input_shape=(1, 1, 1))
+
+    def rows(positions):
+        ids = torch.tensor(positions)
+        n = len(ids)
+        return torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.long), ids, torch.zeros(n, 2)
+
+    judge = ScriptedJudge(accepted, immediate)
+    threat = ThreatModel.parse("Linf:1")
+    engine = Engine(model, Scripted(table), threat, Noise(0, "t"), judge, slots=slots, sync_every=every)  # pyright: ignore
+    return list(engine.run(order, rows))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 7),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.integers(0, 10_000),
+    st.sampled_from([0.03, 0.2, 0.6]),
+    st.booleans(),
+    st.integers(1, 3),
+)
+def test_equals_the_sequential_definition(n, lanes, slots, seed, density, immediate, every):
+    ids = torch.arange(n)
+    table = Noise(seed, "table").at(ids).uniform((lanes, BUDGET)) < density
+    accepted = Noise(seed, "accept").at(ids).uniform((lanes, BUDGET)) < 0.7
+    order = Noise(seed, "order").at(ids).bits(1)[:, 0].argsort().tolist()
+    # A refused candidate is passed over once, which costs the scripted attack no evaluation of its table: with a
+    # refusal the replayed lane sees the same table, so the sequential walk above is the definition.
+    finished = run_engine(table, accepted, slots, order, immediate, every)
+    assert sorted(f.position for f in finished) == list(range(n))
+    for f in finished:
+        lane, evaluations, refused = sequential(table, accepted, f.position)
+        assert (f.lane, f.verdict is not None) == (lane, lane >= 0)
+        assert (f.evaluations, f.refused) == (evaluations, refused)
+
+
+def test_slots_are_refilled_at_once():
+    """40 examples that fall at their first evaluation need 40 / 8 rounds, not 40."""
+    table = torch.zeros(40, 1, BUDGET, dtype=torch.bool)
+    table[:, :, 0] = True
+    calls = []
+
+    class Counting(Scripted):
+        def step(self, model, state, threat, noise):
+            calls.append(int((~state.done).sum()))
+            return super().step(model, state, threat, noise)
+
+    model = Classifier(nn.Identity(), num_classes=2, input_shape=(1, 1, 1))
+
+    def rows(positions):
+        ids = torch.tensor(positions)
+        zero = torch.zeros(len(ids), dtype=torch.long)
+        return torch.zeros(len(ids), 1, 1, 1), zero, ids, torch.zeros(len(ids), 2)
+
+    judge = ScriptedJudge(torch.ones_like(table), False)
+    engine = Engine(model, Counting(table), ThreatModel.parse("Linf:1"), Noise(0, "t"), judge, slots=8)  # pyright: ignore
+    out: list[Finished] = list(engine.run(range(40), rows))
+    assert len(out) == 40
+    assert calls == [8] * 5
+
+
+def test_a_dry_queue_starts_later_lanes_ahead_of_time():
+    """One hard example with four lanes and four slots takes one lane's time, not four."""
+    table = torch.zeros(1, 4, BUDGET, dtype=torch.bool)
+    calls = []
+
+    class Counting(Scripted):
+        def step(self, model, state, threat, noise):
+            calls.append(1)
+            return super().step(model, state, threat, noise)
+
+    model = Classifier(nn.Identity(), num_classes=2, input_shape=(1, 1, 1))
+
+    def rows(positions):
+        ids = torch.tensor(positions)
+        zero = torch.zeros(len(ids), dtype=torch.long)
+        return torch.zeros(len(ids), 1, 1, 1), zero, ids, torch.zeros(len(ids), 2)
+
+    judge = ScriptedJudge(torch.ones_like(table), False)
+    engine = Engine(model, Counting(table), ThreatModel.parse("Linf:1"), Noise(0, "t"), judge, slots=4)  # pyright: ignore
+    (out,) = engine.run([0], rows)
+    assert out.evaluations == 4 * BUDGET
+    assert len(calls) == BUDGET

@@ -1,0 +1,91 @@
+"""Protocols as data: tiers, files, overrides, and errors that name the key."""
+
+import pytest
+
+from robustsuite.errors import InputError, UnknownNameError, UsageError
+from robustsuite.evaluation.protocol import custom_protocol, load_protocol, resolve, tiers, with_params
+from robustsuite.threat import ThreatModel
+
+LINF = ThreatModel.parse("Linf:8/255")
+
+
+def test_every_tier_resolves_for_linf_and_l2():
+    assert {"smoke", "quick", "standard"} <= set(tiers())
+    for name in tiers():
+        for threat in (LINF, ThreatModel.parse("L2:0.5")):
+            protocol, stages = resolve(load_protocol(name), threat)
+            assert [s.plan.name for s in stages] == [s.name for s in protocol.stages]
+            assert any(s.plan.kind == "attack" for s in stages)
+
+
+def test_defaults_are_written_out_so_that_the_protocol_is_whole():
+    protocol, _ = resolve(load_protocol("standard"), LINF)
+    by_name = {s.name: s.params for s in protocol.stages}
+    assert by_name["apgd-ce"]["steps"] == 100
+    assert by_name["apgd-t"]["n_targets"] == 9
+    assert by_name["square"]["n_queries"] == 5000
+
+
+def test_overrides_by_stage_and_bare():
+    protocol = load_protocol("standard")
+    a = with_params(protocol, {"square.n_queries": 10})
+    b = with_params(protocol, {"n_queries": 10})
+    assert a == b
+    assert a.name == "standard+"  # an altered tier is not that tier
+    both = with_params(protocol, {"steps": 7})
+    assert [s.params.get("steps") for s in both.stages if s.plugin.startswith("apgd")] == [7, 7]
+
+
+@pytest.mark.parametrize("key", ["square.queries", "nothing", "ibp.n_queries"])
+def test_override_that_fits_nothing(key):
+    with pytest.raises(UsageError, match="no stage takes the parameter"):
+        with_params(load_protocol("standard"), {key: 1})
+
+
+def test_repeated_stages_get_names_of_their_own():
+    assert [s.name for s in custom_protocol(["pgd", "pgd"], []).stages] == ["pgd", "pgd-2"]
+
+
+def test_unknown_names_say_what_is_near():
+    with pytest.raises(UnknownNameError, match="Did you mean 'apgd-ce'"):
+        resolve(custom_protocol(["apdg-ce"], []), LINF)
+    with pytest.raises(InputError, match="Did you mean 'standard'"):
+        load_protocol("standart")
+
+
+def test_wrong_parameter_names_and_types():
+    bad = custom_protocol(["pgd"], []).stages[0]
+    for params, words in (({"step": 3}, "Did you mean 'steps'"), ({"steps": "many"}, "wants a number")):
+        stage = bad.model_copy(update={"params": params})
+        protocol = custom_protocol(["pgd"], []).model_copy(update={"stages": (stage,)})
+        with pytest.raises(UsageError, match=words):
+            resolve(protocol, LINF)
+
+
+def test_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nversion: 2\nstages:\n  - attack: pgd\n    params: {steps: 3}\n  - certifier: ibp\n")
+    protocol = load_protocol(str(path))
+    assert (protocol.name, protocol.version) == ("mine", 2)
+    assert [(s.kind, s.plugin) for s in protocol.stages] == [("attack", "pgd"), ("certifier", "ibp")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: x\nversion: 1\nstagse: []\n", "stagse"),
+        ("name: x\nversion: 1\nstages:\n  - attack: pgd\n    paramz: {}\n", r"stages\.0\.paramz"),
+        ("name: x\nversion: 1\nstages:\n  - {}\n", "either an 'attack' or a 'certifier'"),
+        ("name: [\n", "is not YAML"),
+    ],
+)
+def test_malformed_file_names_the_key(tmp_path, text, words):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        load_protocol(str(path))
+
+
+def test_norm_that_a_plugin_does_not_know():
+    with pytest.raises(UsageError, match="does not know Linf"):
+        resolve(custom_protocol([], ["smoothing"]), LINF)
