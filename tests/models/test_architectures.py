@@ -1,0 +1,71 @@
+"""The registered networks: sizes, shapes, names."""
+
+import pytest
+import torch
+
+from robustsuite.errors import InputError
+from robustsuite.models import factory
+from robustsuite.registry import ARCHITECTURES
+
+MNIST, CIFAR, DIGITS = (1, 28, 28), (3, 32, 32), (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "params"),
+    [
+        ("cnn_a", MNIST, 166_406),
+        ("cnn_a", CIFAR, 214_918),
+        ("conv_small", MNIST, 89_606),
+        ("conv_small", CIFAR, 125_318),
+        ("madry_tiny", MNIST, 52_506),
+        ("mlp_b", MNIST, 89_610),
+        ("mlp", MNIST, 118_282),
+        ("small_cnn", DIGITS, 26_090),
+        ("small_cnn", MNIST, 40_490),
+        ("resnet18", CIFAR, 11_173_962),
+        ("preactresnet18", CIFAR, 11_172_170),
+    ],
+)
+def test_parameters_and_output(name: str, shape: tuple, params: int) -> None:
+    net = factory.build(name, {}, num_classes=10, input_shape=shape).eval()
+    assert sum(p.numel() for p in net.parameters()) == params
+    assert net(torch.zeros(2, *shape)).shape == (2, 10)
+
+
+def test_every_architecture_is_tested_above() -> None:
+    tested = {"cnn_a", "conv_small", "madry_tiny", "mlp_b", "mlp", "small_cnn", "resnet18", "preactresnet18"}
+    built_in = {e.name for e in ARCHITECTURES if e.origin.startswith("robustsuite.")}
+    assert built_in == tested
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preactresnet18"])
+def test_a_narrow_residual_network_takes_other_classes(name: str) -> None:
+    net = factory.build(name, {"width": 4}, num_classes=3, input_shape=CIFAR).eval()
+    assert net(torch.zeros(1, *CIFAR)).shape == (1, 3)
+
+
+def test_without_its_last_normalisation_a_preact_net_has_the_older_names() -> None:
+    net = factory.build("preactresnet18", {"width": 4, "final_bn": False}, num_classes=10, input_shape=CIFAR)
+    assert not any(name.startswith("bn.") for name in net.state_dict())
+    assert {n.split(".")[0] for n in net.state_dict()} == {"conv1", "layer1", "layer2", "layer3", "layer4", "linear"}
+
+
+def test_a_residual_block_is_the_formula() -> None:
+    from robustsuite.models.resnet import BasicBlock
+
+    block = BasicBlock(2, 2, 1).eval()
+    x = torch.linspace(-1, 1, 32).view(1, 2, 4, 4)
+    inner = torch.relu(block.bn1(block.conv1(x)))
+    assert torch.equal(block(x), torch.relu(block.bn2(block.conv2(inner)) + x))
+
+
+def test_small_cnn_refuses_images_that_are_too_small() -> None:
+    with pytest.raises(InputError, match="at least 4x4"):
+        factory.build("small_cnn", {}, num_classes=10, input_shape=(1, 3, 9))
+
+
+def test_weights_at_construction_are_the_same_every_time_and_leave_the_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, second = (factory.build("mlp_b", {}, num_classes=10, input_shape=MNIST) for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
