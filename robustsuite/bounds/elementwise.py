@@ -1,0 +1,188 @@
+"""Activations, arithmetic with constants, sums of branches, and changes of shape."""
+
+# ruff: noqa: D102 (the methods are those of Operator, documented there)
+
+import operator as arithmetic
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustsuite.bounds.operators import Operator, UnsupportedOperator, operator
+from robustsuite.bounds.rounding import Box, Rounding
+
+Operand = Box | Tensor | float
+
+
+@operator(nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+class ReLU(Operator):
+    """``max(x, 0)``: monotone and free of rounding."""
+
+    def interval(self, rounding: Rounding, x: Box, inplace: bool = False) -> Box:
+        return Box(x.lower.relu(), x.upper.relu())
+
+
+@operator(nn.LeakyReLU, F.leaky_relu, F.leaky_relu_)
+class LeakyReLU(Operator):
+    """``x`` or, below 0, ``slope x``: monotone for slope >= 0."""
+
+    def slope(self, negative_slope: float) -> float:
+        """The slope below 0."""
+        return negative_slope if self.module is None else self.module.negative_slope
+
+    def refusal(self, x: Any, negative_slope: float = 0.01, inplace: bool = False) -> str | None:
+        slope = self.slope(negative_slope)
+        return None if slope >= 0 else f"negative_slope={slope}, which is not monotone"
+
+    def interval(self, rounding: Rounding, x: Box, negative_slope: float = 0.01, inplace: bool = False) -> Box:
+        slope = self.slope(negative_slope)
+        box = Box(F.leaky_relu(x.lower, slope), F.leaky_relu(x.upper, slope))
+        return rounding.widen(box, 3, slope * x.magnitude) if rounding.active else box
+
+
+@operator(nn.Identity, nn.Dropout, nn.Dropout2d, "contiguous")
+class Identity(Operator):
+    """The argument itself: identities, and dropout modules, which do nothing in eval mode."""
+
+    aliases = True
+
+    def interval(self, rounding: Rounding, x: Box, *args: Any, **kwargs: Any) -> Box:
+        return x
+
+
+@operator("clone")
+class Copy(Identity):
+    """The argument itself, in memory of its own."""
+
+    aliases = False
+
+
+@operator(F.dropout, F.dropout2d)
+class Dropout(Identity):
+    """Dropout as a function: the argument itself, provided that it is told ``training=self.training``."""
+
+    def refusal(self, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> str | None:
+        return "dropout that stays active in eval mode (pass training=self.training)" if training else None
+
+
+class Reshape(Operator):
+    """A change of shape that keeps the rows apart."""
+
+    aliases = True
+
+    @abstractmethod
+    def reshape(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The operator on one tensor."""
+
+    def interval(self, rounding: Rounding, x: Box, *args: Any, **kwargs: Any) -> Box:
+        lower, upper = (self.reshape(bound, *args, **kwargs) for bound in (x.lower, x.upper))
+        if lower.ndim < 2 or lower.shape[0] != x.lower.shape[0]:
+            before, after = list(x.lower.shape), list(lower.shape)
+            raise UnsupportedOperator(f"a reshape from {before} to {after} mixes examples; keep dimension 0 as it is.")
+        return Box(lower, upper)
+
+
+@operator(nn.Flatten, torch.flatten, "flatten")
+class Flatten(Reshape):
+    """Dimensions from `start_dim` to `end_dim` made one."""
+
+    def reshape(self, value: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        if self.module is not None:
+            start_dim, end_dim = self.module.start_dim, self.module.end_dim
+        return value.flatten(start_dim, end_dim)
+
+
+@operator(torch.reshape, "view", "reshape")
+class View(Reshape):
+    """Another shape for the same elements."""
+
+    def reshape(self, value: Tensor, *sizes: Any) -> Tensor:
+        return value.reshape(*sizes)
+
+
+def _constant(value: Tensor | float, like: Box) -> Tensor:
+    return torch.as_tensor(value, device=like.lower.device).to(like.lower.dtype)
+
+
+def _sum(rounding: Rounding, a: Operand, b: Operand, sign: float) -> Box:
+    """``a + sign b``, either of them a constant; both as boxes, because a shared origin is not tracked."""
+    like = a if isinstance(a, Box) else b
+    assert isinstance(like, Box)
+    a, b = (v if isinstance(v, Box) else Box(_constant(v, like), _constant(v, like)) for v in (a, b))
+    if sign < 0:
+        b = Box(-b.upper, -b.lower)
+    box = Box(a.lower + b.lower, a.upper + b.upper)
+    return rounding.widen(box, 4, a.magnitude + b.magnitude) if rounding.active else box
+
+
+@operator(torch.add, arithmetic.add, arithmetic.iadd, "add", "add_")
+class Add(Operator):
+    """Sum of two activations, or of one and a constant."""
+
+    def interval(self, rounding: Rounding, a: Operand, b: Operand) -> Box:
+        return _sum(rounding, a, b, 1.0)
+
+
+@operator(torch.sub, arithmetic.sub, arithmetic.isub, "sub", "sub_")
+class Sub(Operator):
+    """Difference of two activations, or of one and a constant in either order."""
+
+    def interval(self, rounding: Rounding, a: Operand, b: Operand) -> Box:
+        return _sum(rounding, a, b, -1.0)
+
+
+@operator(torch.neg, arithmetic.neg, "neg")
+class Neg(Operator):
+    """``-x``: free of rounding."""
+
+    def interval(self, rounding: Rounding, x: Box) -> Box:
+        return Box(-x.upper, -x.lower)
+
+
+def _scale(rounding: Rounding, x: Box, apply: Callable[[Tensor], Tensor]) -> Box:
+    one, other = apply(x.lower), apply(x.upper)
+    box = Box(one.minimum(other), one.maximum(other))
+    return rounding.widen(box, 4, box.magnitude) if rounding.active else box
+
+
+@operator(torch.mul, arithmetic.mul, arithmetic.imul, "mul", "mul_")
+class Mul(Operator):
+    """An activation times a constant."""
+
+    def refusal(self, a: Any, b: Any) -> str | None:
+        return "a product of two activations" if a is Box and b is Box else None
+
+    def interval(self, rounding: Rounding, a: Operand, b: Operand) -> Box:
+        x, constant = (a, b) if isinstance(a, Box) else (b, a)
+        assert isinstance(x, Box)
+        assert not isinstance(constant, Box)
+        factor = _constant(constant, x)
+        return _scale(rounding, x, lambda bound: bound * factor)
+
+
+@operator(torch.div, torch.true_divide, arithmetic.truediv, arithmetic.itruediv, "div", "div_")
+class Div(Operator):
+    """An activation divided by a constant."""
+
+    def refusal(self, a: Any, b: Any) -> str | None:
+        return "a division by an activation" if b is Box else None
+
+    def interval(self, rounding: Rounding, a: Box, b: Tensor | float) -> Box:
+        divisor = _constant(b, a)
+        return _scale(rounding, a, lambda bound: bound / divisor)
+
+
+@operator(torch.cat, torch.concat, torch.concatenate)
+class Concat(Operator):
+    """Activations side by side, along any dimension but the examples'."""
+
+    def refusal(self, tensors: Any, dim: int = 0) -> str | None:
+        if dim == 0:
+            return "a concatenation along dimension 0 (the examples)"
+        return None if all(t is Box for t in tensors) else "a concatenation with a constant"
+
+    def interval(self, rounding: Rounding, tensors: Sequence[Box], dim: int = 0) -> Box:
+        return Box(torch.cat([t.lower for t in tensors], dim), torch.cat([t.upper for t in tensors], dim))

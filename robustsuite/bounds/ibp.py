@@ -1,0 +1,96 @@
+"""Interval bound propagation (Gowal et al. 2018, arXiv:1810.12715), for training and for proofs."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustsuite.bounds.elementwise import Identity
+from robustsuite.bounds.graph import Graph, Node
+from robustsuite.bounds.layers import Linear
+from robustsuite.bounds.rounding import EXACT, FLOAT32, Box, Rounding
+from robustsuite.threat import ABSOLUTE_SLACK, RELATIVE_SLACK
+
+_CHUNK = 2**24  # elements of the weight differences [n,K,d] held at once
+
+
+def input_box(x: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The Linf ball of ``radius`` (a number, or one for each row ``[N]``) around ``x``, clipped to [0,1], in float64.
+
+    It holds everything that `ThreatModel.contains` lets pass, its slack for rounding included.
+    """
+    center = x.double()
+    radii = torch.as_tensor(radius, dtype=torch.float64, device=x.device).view(-1, *[1] * (x.ndim - 1))
+    reach = radii * (1 + RELATIVE_SLACK) + ABSOLUTE_SLACK
+    return (center - reach).clamp(min=0), (center + reach).clamp(max=1)
+
+
+def ibp(graph: Graph, lower: Tensor, upper: Tensor, *, guard: bool = False) -> tuple[Tensor, Tensor]:
+    """Bounds ``(lower, upper)`` of the logits ``[N,K]`` over the boxes ``[lower, upper]`` ``[N,C,H,W]``.
+
+    Without ``guard``: in the dtype of the boxes, differentiable, for training. With it: in float64, without a graph,
+    and widened layer by layer so that every logit that float32 execution can give lies inside (`Rounding`).
+    """
+    box = _propagate(graph, lower, upper, guard, None)
+    return box.lower, box.upper
+
+
+def ibp_margins(graph: Graph, lower: Tensor, upper: Tensor, y: Tensor, *, guard: bool = False) -> Tensor:
+    """Lower bounds ``[N,K]`` of ``logit_y - logit_k`` over the boxes, 0 in column y; ``guard`` as in `ibp`.
+
+    ``cross_entropy(-margins, y)`` is the worst-case loss, and an example is certified where every column but y is
+    positive (`smallest_margin`). A last linear layer is merged with the differences of its rows, which is tighter than
+    the difference of two bounds.
+    """
+    last = _last_linear(graph)
+    if last is not None:
+        box = _propagate(graph, lower, upper, guard, last.target.all_input_nodes[0].name)
+        layer = last.operator.module
+        return _merged(box, layer.weight, layer.bias, y, FLOAT32 if guard else EXACT)
+    low, high = ibp(graph, lower, upper, guard=guard)
+    return _without_label(low.gather(1, y.view(-1, 1)) - high, y)
+
+
+def smallest_margin(margins: Tensor, y: Tensor) -> Tensor:
+    """Smallest entry of each row other than column y, ``[N]``; positive where certified, NaN where nothing is known."""
+    return margins.scatter(1, y.view(-1, 1), float("inf")).amin(1)
+
+
+def _propagate(graph: Graph, lower: Tensor, upper: Tensor, guard: bool, until: str | None) -> Box:
+    if not guard:
+        return graph.run(Box(lower, upper), EXACT, until)
+    with torch.no_grad():
+        return graph.run(Box(lower.double(), upper.double()), FLOAT32, until)
+
+
+def _last_linear(graph: Graph) -> Node | None:
+    """The linear module that gives the logits, looking through identities."""
+    nodes = {node.name: node for node in graph.nodes}
+    node = graph.output
+    while isinstance(node.operator, Identity) and node.target.all_input_nodes[0].name in nodes:
+        node = nodes[node.target.all_input_nodes[0].name]
+    return node if type(node.operator) is Linear and node.operator.module is not None else None
+
+
+def _merged(x: Box, weight: Tensor, bias: Tensor | None, y: Tensor, rounding: Rounding) -> Tensor:
+    if rounding.active:
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+    weight = weight.to(x.lower.dtype)
+    bias = None if bias is None else bias.to(x.lower.dtype)
+    logits = F.linear(x.center, weight, bias)
+    rows = max(1, _CHUNK // weight.numel())
+    half = torch.cat(
+        [
+            torch.einsum("nkd,nd->nk", (weight[label].unsqueeze(1) - weight).abs(), radius)
+            for label, radius in zip(y.split(rows), x.radius.split(rows), strict=True)
+        ]
+    )
+    label = y.view(-1, 1)
+    low = logits.gather(1, label) - logits - half
+    if rounding.active:
+        size = F.linear(x.magnitude, weight.abs(), None if bias is None else bias.abs())
+        low = low - rounding.error(weight.shape[1] + 2, size.gather(1, label) + size)
+    return _without_label(low, y)
+
+
+def _without_label(margins: Tensor, y: Tensor) -> Tensor:
+    return margins.scatter(1, y.view(-1, 1), 0.0)

@@ -1,0 +1,74 @@
+"""Boxes, and the outward rounding that makes them hold for the network as float32 executes it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+UNIT_FLOAT32 = 2.0**-24
+# Smallest normal float32: a result below it may be rounded or flushed to zero with an absolute error of that size.
+_TINY = torch.finfo(torch.float32).tiny
+_HUGE = torch.finfo(torch.float32).max
+# The bounds are themselves computed in float64, whose own error on n terms is n * 1.1e-16 of the same magnitude.
+_OWN_ERROR = 1e-9
+
+
+@dataclass(frozen=True)
+class Box:
+    """An interval for every element: `lower` and `upper` of one shape ``[N, ...]``."""
+
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def center(self) -> Tensor:
+        """Midpoint of every interval."""
+        return (self.lower + self.upper) / 2
+
+    @property
+    def radius(self) -> Tensor:
+        """Half the width of every interval."""
+        return (self.upper - self.lower) / 2
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Largest absolute value within every interval."""
+        return self.lower.abs().maximum(self.upper.abs())
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How far an execution in the arithmetic with this unit roundoff may stray from the exact result (0: not at all).
+
+    Every operator gives the number of roundings that a result can go through, and the sum of the absolute values of
+    what it adds up. The error is then at most ``gamma_n * magnitude``, ``gamma_n = n u / (1 - n u)``, for every order
+    of summation, with or without fused multiply-add (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1).
+    Winograd and FFT convolutions (cudnn and NNPACK may choose them) are not covered; nor are TF32 and autocast, which
+    `Classifier` turns off.
+    """
+
+    unit: float
+
+    @property
+    def active(self) -> bool:
+        """Whether boxes are widened at all."""
+        return self.unit > 0
+
+    def error(self, roundings: int, magnitude: Tensor) -> Tensor:
+        """Bound of the execution error; infinite where float32 could overflow."""
+        n = roundings * self.unit
+        if n >= 0.5:
+            return torch.full_like(magnitude, float("inf"))
+        error = (n / (1 - n) + _OWN_ERROR) * magnitude + roundings * _TINY
+        return error.masked_fill(magnitude > _HUGE / 2, float("inf"))
+
+    def widen(self, box: Box, roundings: int, magnitude: Tensor) -> Box:
+        """``box`` with the execution error added on both sides; as it is when there is none."""
+        if not self.active:
+            return box
+        error = self.error(roundings, magnitude)
+        return Box(box.lower - error, box.upper + error)
+
+
+EXACT = Rounding(0.0)
+FLOAT32 = Rounding(UNIT_FLOAT32)
