@@ -1,10 +1,12 @@
 """Names to plugins: decorators, built-in discovery, entry points, `--plugin file.py`, did-you-mean."""
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -151,8 +153,10 @@ def load_plugin_file(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"plugin file {path} does not exist.")
-    name = f"robustsuite_plugin_{path.resolve().stem}"
-    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path.resolve()):
+    # The hash keeps two files of one name apart, so that the second cannot replace what the first registered.
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"robustsuite_plugin_{path.stem}_{place}"
+    if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
@@ -161,8 +165,17 @@ def load_plugin_file(path: str | Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # as above
+    except (Exception, SystemExit) as error:  # as above
         del sys.modules[name]
-        FAILURES.append(PluginFailure(str(path), f"{type(error).__name__}: {error}"))
+        FAILURES.append(PluginFailure(str(path), _reason(error, path)))
         return None
     return module
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    """Type, message and the last line in the plugin's own file."""
+    own = str(path.resolve())
+    if isinstance(error, SyntaxError) and error.filename == own:
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    return f"{type(error).__name__}: {error}" + (f" (line {lines[-1]})" if lines else "")

@@ -30,7 +30,7 @@ _SPELLINGS: dict[str, Norm] = {
 # x + delta is rounded to float32 once, so an exact eps may be exceeded by that much and no more.
 RELATIVE_SLACK = 1e-6
 ABSOLUTE_SLACK = 1e-7
-_L2_ROUNDS = 32
+_L2_ROUNDS = {True: 10, False: 32}  # by is_cuda: every round is feasible, and a GPU is not asked whether it is the last
 _HUGE = re.compile(r"[eE][+-]?\d{4,}")
 
 
@@ -146,7 +146,7 @@ class ThreatModel:
         budget = self.radius**2
         saturated = size.new_zeros(size.shape).bool()
         scale = size[:, :1]
-        for _ in range(_L2_ROUNDS):
+        for _ in range(_L2_ROUNDS[size.is_cuda]):
             free = size.masked_fill(saturated, 0).pow(2).sum(1, keepdim=True)
             spent = room.masked_fill(~saturated, 0).pow(2).sum(1, keepdim=True)
             scale = ((budget - spent).clamp(min=0) / free.clamp(min=1e-300)).sqrt().clamp(max=1)

@@ -1,11 +1,9 @@
 """Several processes at one run: each does its shard in the shared directory, and whoever is last seals the record."""
 
 import os
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 _GRACE_SECONDS = 10.0
 
@@ -13,8 +11,8 @@ _GRACE_SECONDS = 10.0
 def run_processes(commands: Sequence[Sequence[str]], report: Callable[[int, str], None]) -> list[int]:
     """Run all commands at once and return their exit codes; ``report(index, line)`` gets every line of their stderr.
 
-    Their stdout is dropped. Whatever ends this call early (Ctrl-C, an error) ends the processes too: they are
-    interrupted, and killed when that does not help.
+    Their stdout is dropped. Whatever ends this call early (Ctrl-C, an error) ends the processes too; a run loses no
+    more by that than its blocks in flight.
     """
     # Unbuffered, so that a line is reported when it is written.
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -51,8 +49,7 @@ def _pass_on(process: "subprocess.Popen[str]", index: int, report: Callable[[int
 def _end(processes: Sequence["subprocess.Popen[str]"]) -> None:
     alive = [process for process in processes if process.poll() is None]
     for process in alive:
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
+        process.terminate()
     for process in alive:
         try:
             process.wait(_GRACE_SECONDS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from robustsuite import SEMANTICS_VERSION
-from robustsuite.attacks.base import Stepper
+from robustsuite.attacks.base import Attack, Stepper
 from robustsuite.data.dataset import Dataset
 from robustsuite.errors import UsageError
 from robustsuite.evaluation.protocol import Stage
@@ -94,15 +94,17 @@ def estimate(model: Classifier, data: Dataset, stages: list[Stage], slots: int) 
     x = data.x[torch.arange(slots) % len(data)].to(model.device)
     forward = _seconds(lambda: model.logits(x)) / slots
     both = _seconds(lambda: model.gradient(x, lambda logits: logits.sum(1))) / slots
-    costs = [StageCost("clean", len(data), len(data), 0, forward * len(data))]
+    decisions = len(data) * model.per_decision
+    costs = [StageCost("clean", len(data), decisions, 0, forward / model.per_evaluation * decisions)]
     for stage in stages:
         f, b = getattr(stage.plugin, "cost", (0, 0))
         times = 1
         if isinstance(stage.plugin, Stepper):
             times = stage.plugin.budget * stage.plugin.lanes(model.num_classes)
         n = len(data)
+        each = times * (model.per_evaluation if isinstance(stage.plugin, Attack) else 1)
         seconds = n * times * (both * min(f, b) + forward * max(f - b, 0))
-        costs.append(StageCost(stage.plan.name, n, n * times * f, n * times * b, seconds))
+        costs.append(StageCost(stage.plan.name, n, n * each * f, n * each * b, seconds))
     return costs
 
 

@@ -116,7 +116,7 @@ def run_clean(bench: Bench, store: LedgerStore, blocks: list[int]) -> dict[int, 
                 part.extra["logits"] = np.zeros((len(part.outcome), values.shape[1]), np.float32)
             wrong = predicted[i] != labels[i]
             part.outcome[row] = Outcome.BROKEN if wrong else Outcome.SURVIVED
-            part.margin[row], part.predicted[row], part.forward[row] = margin[i], predicted[i], 1
+            part.margin[row], part.predicted[row], part.forward[row] = margin[i], predicted[i], bench.model.per_decision
             part.extra["logits"][row] = values[i]
             pending.done(position)
             bench.progress.advance(1, int(wrong), 0)
@@ -169,7 +169,7 @@ def _work(bench: Bench, pending: _Pending, stage: Stage, slots: int) -> Iterator
     elif isinstance(plugin, Stepper):
         engine = Engine(bench.model, plugin, bench.threat, noise, bench.judge(), slots=slots)
         for finished in engine.run(pending.todo, bench.rows):
-            forward, backward = (c * finished.evaluations for c in plugin.cost)
+            forward, backward = (c * finished.evaluations * bench.model.per_evaluation for c in plugin.cost)
             yield finished.position, _book(pending, finished, forward, backward)
     else:
         for positions in _by_block(pending):

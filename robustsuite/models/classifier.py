@@ -48,8 +48,12 @@ class Classifier:
 
     The module is put into eval mode and its parameters stop requiring gradients. TF32 and autocast are off for every
     pass, because verdicts are made here. Raises `ContractError` when the output is not a ``[N,K]`` float tensor with
-    K >= 2.
+    K >= 2. `per_decision` and `per_evaluation` say how many passes of the network one verdict and one evaluation by
+    an attack cost for each example: more than one for classifiers that sample.
     """
+
+    per_decision: int = 1
+    per_evaluation: int = 1
 
     def __init__(
         self,
@@ -82,7 +86,7 @@ class Classifier:
             logits = self._forward(leaf)
             (grad,) = torch.autograd.grad(losses(logits).sum(), leaf)
         self.passes.backward += x.shape[0]
-        return logits.detach(), grad
+        return logits.detach(), grad.contiguous()  # autograd may hand out an expanded view
 
     def decide(self, x: Tensor, noise: ExampleNoise) -> tuple[Tensor, Tensor]:
         """The verdict on ``x``: predicted label int64 ``[N]`` (-1 abstains) and logits ``[N,K]``.

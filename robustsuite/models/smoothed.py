@@ -109,6 +109,7 @@ class SmoothedClassifier(Classifier):
         )
         self.base, self.sigma, self.n, self.failure_probability = base, sigma, n, failure_probability
         self.m, self.seed, self.batch = m, seed, batch
+        self.per_decision, self.per_evaluation = n, m
         self.passes = base.passes
         common = Noise(seed, "smoothed/surrogate").at(torch.arange(m, device=self.device))
         self.common = sigma * common.normal(self.input_shape)

@@ -1,0 +1,276 @@
+"""The contract of a step method: slot by slot, and through the real training loop."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustsuite.bounds.graph import trace
+from robustsuite.bounds.ibp import ibp_margins
+from robustsuite.data.dataset import Dataset
+from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term, reduce_terms
+from robustsuite.noise import Noise, fork_global
+from robustsuite.registry import ARCHITECTURES
+from robustsuite.testing.finding import Report, expect
+from robustsuite.testing.toys import SEED, toy_data
+from robustsuite.testing.watch import Watch
+from robustsuite.threat import Eps, ThreatModel
+from robustsuite.training.inner import maximise
+from robustsuite.training.loop import train
+
+_PROGRESS = (0.0, 0.5, 1.0)
+_BATCH = 8
+_THREATS = ("Linf:0.1", "L2:0.5")
+_TRAINING = ("Linf:0.05", "mlp", {"hidden": 16, "depth": 1})
+
+
+def check_step_method(report: Report, method: StepMethod) -> None:
+    """Add findings on every slot; the later ones only if the terms are terms at all."""
+    bench = _Bench(method)
+    if report.check("terms", bench.terms):
+        report.check("gradients", bench.gradients)
+        report.check("views", bench.views)
+        report.check("repeatable", bench.repeatable)
+        report.check("hands off", bench.hands_off)
+        report.check("reduction", bench.reduction)
+        report.check("batch of one", bench.one)
+        report.check("training", bench.training)
+
+
+@dataclasses.dataclass
+class _Played:
+    """One step as the loop makes it, and what the inner maximisation found on the way."""
+
+    step: Step
+    terms: Mapping[str, Term]
+    scalars: dict[str, Tensor]
+    found: list[tuple[InnerSpec, Tensor]]
+
+    @property
+    def loss(self) -> Tensor:
+        return torch.stack(list(self.scalars.values())).sum()
+
+
+@dataclasses.dataclass
+class _Bench:
+    method: StepMethod
+    data: Dataset = dataclasses.field(default_factory=toy_data)
+
+    def module(self) -> nn.Module:
+        """A network with parameters of its own, in train mode, without batch norm or dropout."""
+        with fork_global(SEED, "testing/defense"):
+            return nn.Sequential(
+                nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
+            ).train()
+
+    def play(
+        self, module: nn.Module, rows: Tensor, progress: float, threat: str = _THREATS[0], seed: int = SEED
+    ) -> _Played:
+        """The loop's order: labels, views, terms, weights, reduction."""
+        found: list[tuple[InnerSpec, Tensor]] = []
+
+        def inner(step: Step, spec: InnerSpec) -> Tensor:
+            found.append((spec, maximise(step, spec)))
+            return found[-1][1]
+
+        def bounds(lower: Tensor, upper: Tensor, y: Tensor) -> Tensor:
+            return ibp_margins(trace(module, self.data.input_shape), lower, upper, y)
+
+        y = self.data.y[rows]
+        q = nn.functional.one_hot(y, self.data.num_classes).float()
+        step = Step(
+            module=module,
+            x=self.data.x[rows].clone(),
+            y=y.clone(),
+            q=q,
+            threat=ThreatModel.parse(threat),
+            progress=progress,
+            num_classes=self.data.num_classes,
+            noise=Noise(seed, "testing/step").at(self.data.ids[rows]),
+            inner=inner,
+            bounds=bounds,
+        )
+        step.q = self.method.labels(step)
+        _valid_labels(step.q, len(rows), self.data.num_classes)
+        views = self.method.views(step)
+        _valid_views(views, len(rows))
+        step.views.update({name: view.detach() for name, view in views.items()})
+        terms = self.method.terms(step)
+        _valid_terms(terms, len(rows))
+        scalars = reduce_terms(terms, self.method.weights(step, terms), len(rows))
+        return _Played(step, terms, scalars, found)
+
+    def rows(self, n: int = _BATCH) -> Tensor:
+        return torch.arange(n) * 5
+
+    def terms(self) -> str:
+        names: dict[str, None] = {}
+        for progress in _PROGRESS:
+            names |= dict.fromkeys(self.play(self.module(), self.rows(), progress).terms)
+        return f"one finite value an example, [{_BATCH}]: {', '.join(names)}"
+
+    def gradients(self) -> str:
+        for progress in _PROGRESS:
+            module = self.module()
+            self.play(module, self.rows(), progress).loss.backward()
+            grads = {name: p.grad for name, p in module.named_parameters()}
+            bad = [n for n, g in grads.items() if g is not None and not bool(torch.isfinite(g).all())]
+            expect(not bad, f"gradients of {', '.join(bad)} are not finite at progress {progress}.", _NOT_FINITE)
+            dead = [n for n, g in grads.items() if g is None or not bool(g.any())]
+            expect(
+                len(dead) < len(grads),
+                f"no gradient reaches any parameter at progress {progress}.",
+                "Compute the terms from step.logits(view) or step.forward(x); do not detach them.",
+            )
+        return "finite, and they reach the parameters"
+
+    def views(self) -> str:
+        told: dict[str, None] = {}
+        for text in _THREATS:
+            played = self.play(self.module(), self.rows(), 0.5, text)
+            step = played.step
+            for name, view in step.views.items():
+                found = [spec for spec, x_adv in played.found if torch.equal(x_adv, view)]
+                if not found and not name.startswith("adv"):
+                    continue  # noisy copies and the like may lie anywhere
+                scale = found[0].eps if found else 1.0
+                threat = ThreatModel(step.threat.norm, Eps(step.threat.eps.fraction * Eps.parse(scale).fraction))
+                outside = int((~threat.contains(step.x, view)).sum())
+                far = float(threat.distance(step.x, view).max())
+                expect(
+                    outside == 0,
+                    f"{outside} of {_BATCH} images of the view '{name}' leave ball or box of {threat} "
+                    f"(distance up to {far:.4g}, pixels {float(view.min()):.4g} to {float(view.max()):.4g}).",
+                    "Let step.maximise(InnerSpec(...)) find it, or end with x + step.threat.project(x, delta).",
+                )
+                told[name] = None
+        return f"{', '.join(told)} inside of ball and box" if told else "no adversarial view"
+
+    def repeatable(self) -> str:
+        for progress in _PROGRESS:
+            module = self.module()
+            played = self.play(module, self.rows(), progress)
+            again = float(self.play(module, self.rows(), progress).loss.detach())
+            first = float(played.loss.detach())
+            remedy = "Draw from step.noise alone, and keep no state in the method."
+            expect(first == again, f"the same step gives the loss {first:.9g}, then {again:.9g}.", remedy)
+            played.step.forget_logits()
+            terms = self.method.terms(played.step)
+            scalars = reduce_terms(terms, self.method.weights(played.step, terms), _BATCH)
+            closure = float(torch.stack(list(scalars.values())).sum().detach())
+            expect(
+                first == closure,
+                f"terms, evaluated again on the same views, gives {closure:.9g} instead of {first:.9g}.",
+                "Make random things in views; terms and weights are functions of the step.",
+            )
+        return "bit-identical, also when the terms are evaluated again"
+
+    def hands_off(self) -> str:
+        """Nothing but the graph of the loss may be left behind; .grad is the optimiser's."""
+        module = self.module()
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, 0.25)
+        for progress in _PROGRESS:
+            with Watch(module, **{"the data": self.data.x}) as watch:
+                played = self.play(module, self.rows(), progress)
+            watch.expect_nothing()
+            same = torch.equal(played.step.x, self.data.x[self.rows()])
+            same &= torch.equal(played.step.y, self.data.y[self.rows()])
+            expect(same, "it wrote into step.x or step.y.", "Work on a copy.")
+        return "parameters, their .grad, mode, inputs and generators are as they were"
+
+    def reduction(self) -> str:
+        """A batch twice over has the same mean loss, unless the method says that examples are coupled."""
+        if self.method.batch_coupled:
+            return "not tested: it declares batch_coupled"
+        for progress in _PROGRESS:
+            module = self.module()
+            once = float(self.play(module, self.rows(), progress).loss.detach())
+            twice = float(self.play(module, self.rows().repeat(2), progress).loss.detach())
+            expect(
+                abs(once - twice) <= 1e-4 * max(1.0, abs(once)),
+                f"the loss of a batch is {once:.6g}, of the same batch twice over {twice:.6g}.",
+                "Each term holds one example's own loss: no sums, means or norms over the batch. A loss that couples "
+                "examples on purpose declares batch_coupled = True.",
+            )
+        return "a batch twice over has the same loss"
+
+    def one(self) -> str:
+        for progress in _PROGRESS:
+            self.play(self.module(), self.rows(1), progress)
+        return "works"
+
+    def training(self) -> str:
+        """Some epochs of the real loop lower the loss that is trained on."""
+        threat, arch, params = _TRAINING
+        shape, classes = self.data.input_shape, self.data.num_classes
+        factory = ARCHITECTURES.get(arch).target
+        trained = train(
+            self.method,
+            arch,
+            params,
+            self.data,
+            ThreatModel.parse(threat),
+            epochs=8,
+            batch_size=16,
+            lr=0.1,
+            seed=SEED,
+            validation=0,
+        )
+        with fork_global(SEED, "train/init"):
+            fresh = factory(num_classes=classes, input_shape=shape, **params)
+        before = float(self.play(fresh, self.rows(16), 1.0, threat).loss.detach())
+        fresh.load_state_dict(trained.last_state)
+        after = float(self.play(fresh, self.rows(16), 1.0, threat).loss.detach())
+        expect(
+            after < before,
+            f"8 epochs on an easy toy problem move the loss from {before:.4g} to {after:.4g}.",
+            "Check the signs of the terms: the loop minimises their weighted sum.",
+        )
+        with torch.no_grad():
+            right = float((fresh.eval()(self.data.x).argmax(1) == self.data.y).float().mean())
+        expect(
+            right > 1 / classes + 0.2,
+            f"8 epochs on an easy toy problem end at {right:.0%} right answers, chance is {1 / classes:.0%}.",
+            "Check the signs of the terms, and that they know the labels.",
+        )
+        return f"8 epochs of a toy problem: loss {before:.4g} to {after:.4g}, {right:.0%} right answers"
+
+
+_NOT_FINITE = "Look for logarithms and square roots of zero; log_softmax is safe where softmax().log() is not."
+
+
+def _valid_labels(q: Any, batch: int, classes: int) -> None:
+    good = isinstance(q, Tensor) and tuple(q.shape) == (batch, classes) and q.is_floating_point()
+    got = f"{q.dtype} {list(q.shape)}" if isinstance(q, Tensor) else type(q).__name__
+    remedy = "Return one probability distribution over the classes an example."
+    expect(good, f"labels must be floats [{batch}, {classes}], got {got}.", remedy)
+    sums = bool((q >= 0).all()) and torch.allclose(q.sum(1), torch.ones(batch), atol=1e-4)
+    expect(sums, "rows of labels must be >= 0 and sum to 1.", remedy)
+
+
+def _valid_views(views: Any, batch: int) -> None:
+    mapping = isinstance(views, Mapping)
+    expect(mapping, f"views must be a dict of tensors, got {type(views).__name__}.", 'Return {"adv": x_adv}.')
+    for name, view in views.items():
+        good = isinstance(view, Tensor) and view.ndim >= 1 and view.shape[0] == batch and view.is_floating_point()
+        got = f"{view.dtype} {list(view.shape)}" if isinstance(view, Tensor) else type(view).__name__
+        expect(good, f"the view '{name}' must be floats [{batch}, C, H, W], got {got}.", "One image an example.")
+        expect(bool(torch.isfinite(view).all()), f"the view '{name}' holds NaN or infinity.", _NOT_FINITE)
+
+
+def _valid_terms(terms: Any, batch: int) -> None:
+    good = isinstance(terms, Mapping) and len(terms) > 0 and all(isinstance(t, Term) for t in terms.values())
+    expect(good, f"terms must be a dict of Term, got {terms!r:.80}.", 'Return {"ce": Term(ce(logits, step.q))}.')
+    for name, term in terms.items():
+        shape = tuple(term.values.shape) if isinstance(term.values, Tensor) else type(term.values).__name__
+        scalar = shape == ()
+        expect(
+            shape == (batch,),
+            f"the term '{name}' must hold one value an example, [{batch}], got {'a scalar' if scalar else shape}.",
+            "Do not reduce over the batch (reduction='none'); the loop takes the mean.",
+        )
+        bad = int((~torch.isfinite(term.values)).sum())
+        expect(bad == 0, f"the term '{name}' is NaN or infinite on {bad} of {batch} examples.", _NOT_FINITE)
