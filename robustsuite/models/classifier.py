@@ -1,6 +1,7 @@
 """What the suite sees of a model: float32 logits in eval mode, input gradients, counters, declared facts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,7 +83,7 @@ class Classifier:
         The sum keeps rows apart: row i of the gradient is that of loss i. No parameter gradient is computed.
         """
         leaf = x.detach().requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), exact_arithmetic():
             logits = self._forward(leaf)
             (grad,) = torch.autograd.grad(losses(logits).sum(), leaf)
         self.passes.backward += x.shape[0]
@@ -99,7 +100,7 @@ class Classifier:
 
     def _forward(self, x: Tensor) -> Tensor:
         self.passes.forward += x.shape[0]
-        with torch.autocast(self.device.type, enabled=False), _full_precision():
+        with torch.autocast(self.device.type, enabled=False), exact_arithmetic():
             out = self.module(x)
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != x.shape[0] or not out.is_floating_point():
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -115,15 +116,14 @@ class Classifier:
         return out.float()
 
 
-class _full_precision:
-    """TF32 off inside, as it was after: a verdict must not depend on a global switch."""
-
-    def __enter__(self) -> None:
-        self.matmul = torch.backends.cuda.matmul.allow_tf32
-        self.cudnn = torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-
-    def __exit__(self, *exc: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = self.matmul
-        torch.backends.cudnn.allow_tf32 = self.cudnn
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """TF32 and cudnn's choice by timing off inside, as they were after: a verdict must not hang on global switches."""
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    cudnn = torch.backends.cudnn
+    try:
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul

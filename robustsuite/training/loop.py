@@ -62,7 +62,8 @@ def train(
     run = Run(method, trained, settings, kept, held, threat, torch.device(device), progress)
     began = time.perf_counter()
     # cudnn may otherwise choose another algorithm, and so other last bits, in the next run
-    with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=torch.backends.cudnn.allow_tf32):
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
         run.fit()
     trained.seconds = time.perf_counter() - began
     trained.module.load_state_dict(trained.best_state)

@@ -73,7 +73,15 @@ def sequential(table: Tensor, accepted: Tensor, i: int) -> tuple[int, int, int]:
     return -1, spent, refused
 
 
-def run_engine(table: Tensor, accepted: Tensor, slots: int, order: Sequence[int], immediate: bool, every: int):
+def run_engine(
+    table: Tensor,
+    accepted: Tensor,
+    slots: int,
+    order: Sequence[int],
+    immediate: bool,
+    every: int,
+    stepper: Stepper | None = None,
+) -> list[Finished]:
     model = Classifier(nn.Identity(), num_classes=2, input_shape=(1, 1, 1))
 
     def rows(positions):
@@ -83,7 +91,8 @@ def run_engine(table: Tensor, accepted: Tensor, slots: int, order: Sequence[int]
 
     judge = ScriptedJudge(accepted, immediate)
     threat = ThreatModel.parse("Linf:1")
-    engine = Engine(model, Scripted(table), threat, Noise(0, "t"), judge, slots=slots, sync_every=every)  # pyright: ignore
+    stepper = stepper or Scripted(table)
+    engine = Engine(model, stepper, threat, Noise(0, "t"), judge, slots=slots, sync_every=every)  # pyright: ignore
     return list(engine.run(order, rows))
 
 
@@ -112,50 +121,31 @@ def test_equals_the_sequential_definition(n, lanes, slots, seed, density, immedi
         assert (f.evaluations, f.refused) == (evaluations, refused)
 
 
+def rounds(table: Tensor, slots: int) -> tuple[list[int], list[Finished]]:
+    """How many slots were busy in each round, and the outcomes."""
+    busy: list[int] = []
+
+    class Counting(Scripted):
+        def step(self, model, state, threat, noise):
+            busy.append(int((~state.done).sum()))
+            return super().step(model, state, threat, noise)
+
+    stepper = Counting(table)
+    finished = run_engine(table, torch.ones_like(table), slots, range(len(table)), False, 1, stepper)
+    return busy, finished
+
+
 def test_slots_are_refilled_at_once():
     """40 examples that fall at their first evaluation need 40 / 8 rounds, not 40."""
     table = torch.zeros(40, 1, BUDGET, dtype=torch.bool)
     table[:, :, 0] = True
-    calls = []
-
-    class Counting(Scripted):
-        def step(self, model, state, threat, noise):
-            calls.append(int((~state.done).sum()))
-            return super().step(model, state, threat, noise)
-
-    model = Classifier(nn.Identity(), num_classes=2, input_shape=(1, 1, 1))
-
-    def rows(positions):
-        ids = torch.tensor(positions)
-        zero = torch.zeros(len(ids), dtype=torch.long)
-        return torch.zeros(len(ids), 1, 1, 1), zero, ids, torch.zeros(len(ids), 2)
-
-    judge = ScriptedJudge(torch.ones_like(table), False)
-    engine = Engine(model, Counting(table), ThreatModel.parse("Linf:1"), Noise(0, "t"), judge, slots=8)  # pyright: ignore
-    out: list[Finished] = list(engine.run(range(40), rows))
-    assert len(out) == 40
-    assert calls == [8] * 5
+    busy, finished = rounds(table, 8)
+    assert len(finished) == 40
+    assert busy == [8] * 5
 
 
 def test_a_dry_queue_starts_later_lanes_ahead_of_time():
     """One hard example with four lanes and four slots takes one lane's time, not four."""
-    table = torch.zeros(1, 4, BUDGET, dtype=torch.bool)
-    calls = []
-
-    class Counting(Scripted):
-        def step(self, model, state, threat, noise):
-            calls.append(1)
-            return super().step(model, state, threat, noise)
-
-    model = Classifier(nn.Identity(), num_classes=2, input_shape=(1, 1, 1))
-
-    def rows(positions):
-        ids = torch.tensor(positions)
-        zero = torch.zeros(len(ids), dtype=torch.long)
-        return torch.zeros(len(ids), 1, 1, 1), zero, ids, torch.zeros(len(ids), 2)
-
-    judge = ScriptedJudge(torch.ones_like(table), False)
-    engine = Engine(model, Counting(table), ThreatModel.parse("Linf:1"), Noise(0, "t"), judge, slots=4)  # pyright: ignore
-    (out,) = engine.run([0], rows)
-    assert out.evaluations == 4 * BUDGET
-    assert len(calls) == BUDGET
+    busy, (finished,) = rounds(torch.zeros(1, 4, BUDGET, dtype=torch.bool), 4)
+    assert finished.evaluations == 4 * BUDGET
+    assert busy == [4] * BUDGET

@@ -33,7 +33,7 @@ def test_overrides_by_stage_and_bare():
     assert a == b
     assert a.name == "standard+"  # an altered tier is not that tier
     both = with_params(protocol, {"steps": 7})
-    assert [s.params.get("steps") for s in both.stages if s.plugin.startswith("apgd")] == [7, 7]
+    assert [s.params.get("steps") for s in both.stages if s.plugin.startswith("apgd")] == [7, 7, 7]
 
 
 @pytest.mark.parametrize("key", ["square.queries", "nothing", "ibp.n_queries"])

@@ -1,0 +1,55 @@
+"""`robustsuite verify`: check a run again from what it stored."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustsuite.cli import console, values
+from robustsuite.cli.loading import Subject, load_plugins, spec_of, subject_of, wrapped
+from robustsuite.cli.options import Device, Json, Plugins
+
+if TYPE_CHECKING:
+    from robustsuite.results.schema import Record
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or its record.json.")],
+    model: Annotated[str | None, typer.Option(metavar="PATH", help="Where the model's file lies now.")] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", metavar="DATA", help="Where the data lies now.")] = None,
+    device: Device = "cpu",
+    plugin: Plugins = [],  # noqa: B006  (typer's way to say: none given)
+    as_json: Json = False,
+) -> None:
+    """Check a run again: files, arithmetic, clean predictions, and every adversarial example on a fresh model.
+
+    No attack is run. Exits with 6 when something does not hold.
+    """
+    from robustsuite.evaluation.verify import require
+    from robustsuite.evaluation.verify import verify as check
+    from robustsuite.results.records import load_record
+
+    home = run if run.is_dir() else run.parent
+    subject = _load(load_record(run), model, data, values.device_of(device), load_plugins(plugin))
+    record, findings = check(home, subject.classifier, subject.data, subject.part.weights_sha256)
+    ok = all(f.ok for f in findings)
+    if as_json:
+        lines = [{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings]
+        console.emit({"run_key": record.run_key, "run_dir": str(home), "ok": ok, "findings": lines})
+        raise typer.Exit(0 if ok else 6)
+    for f in findings:
+        console.say(f"{'ok    ' if f.ok else 'FAILED'}  {f.name}: {f.detail}")
+    require(findings)
+    console.say(f"Run {record.run_key} holds.")
+
+
+def _load(record: "Record", model: str | None, data: str | None, device: str, plugins: dict[str, str]) -> Subject:
+    from robustsuite.data.reference import load_data
+
+    part = record.request.data
+    source = data or part.source
+    examples = load_data(source, split=part.split, subset=part.subset, num_classes=part.num_classes)
+    subject = subject_of(spec_of(record.request.model, model), examples, device, plugins)
+    # The record's word, not the sidecar's: a certifier may have put the model into a smoothed one.
+    return dataclasses.replace(subject, classifier=wrapped(subject.classifier, record.request.model.wrap))
