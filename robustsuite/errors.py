@@ -1,10 +1,14 @@
 """One exception tree; every class carries the exit code that the command line returns for it."""
 
+from typing import Any
+
 
 class RobustsuiteError(Exception):
     """Base of every error that robustsuite raises on purpose: one paragraph saying what, why and what to do next."""
 
     exit_code = 1
+    document: dict[str, Any] | None = None
+    """What a program may want to know beside the message: the run as far as it is good."""
 
 
 class UsageError(RobustsuiteError):

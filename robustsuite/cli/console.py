@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # rich is imported where it is used: `--help` has to be quick
 
 _PIPE_WIDTH = 160
 _HEARTBEAT_SECONDS = 60.0
+_EPOCH_LINES = 4
 
 
 def stdout() -> "Console":
@@ -132,7 +133,7 @@ class Bars:
 
 @contextmanager
 def training(label: str) -> "Iterator[Callable[[int, int, dict[str, Any]], None]]":
-    """A training's progress callback: a bar on a terminal, one line an epoch elsewhere."""
+    """A training's progress callback: a bar on a terminal, a few lines elsewhere."""
     if not sys.stderr.isatty():
         yield _EpochLines(label)
         return
@@ -153,7 +154,7 @@ class _EpochLines:
         self.label, self.epoch, self.loss, self.epochs = label, 0, 0.0, 0
 
     def __call__(self, done: int, total: int, info: dict[str, Any]) -> None:
-        if info["epoch"] != self.epoch and self.epoch:
+        if info["epoch"] != self.epoch and self.epoch and self.epoch % max(1, -(-info["epochs"] // _EPOCH_LINES)) == 0:
             self._speak()
         self.epoch, self.loss, self.epochs = info["epoch"], info["loss"], info["epochs"]
         if done == total:

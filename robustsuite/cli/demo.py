@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from robustsuite.evaluation.evaluator import Run
     from robustsuite.training.recipes import Recipe
 
-# Square's published 5,000 queries would take most of the time on networks that it does not break.
-_CHEAPER = {"square.n_queries": 500}
 # Measured on networks this small: a second thread saves a third on an idle machine and costs tenfold on a busy one.
 _THREADS = 1
 
@@ -69,10 +67,10 @@ def _train(recipe: "Recipe", out: Path, seed: int) -> Path:
 
 def _evaluate(recipe: "Recipe", path: Path, out: Path, subset: str, seed: int, command: str) -> "Run":
     from robustsuite.evaluation.evaluator import evaluate
-    from robustsuite.evaluation.protocol import load_protocol, with_params
+    from robustsuite.evaluation.protocol import load_protocol
 
     run = RunOptions(threat=recipe.threat, seed=seed, threads=_THREADS, device="cpu")
-    protocol = with_params(load_protocol("standard"), _CHEAPER)
+    protocol = load_protocol("standard")
     data = DataOptions(data=recipe.data, subset=subset)
     prepared = prepare_run(ModelOptions(model=str(path)), data, run, protocol)
     console.log(f"evaluate {recipe.name}")

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from robustsuite.data.dataset import Dataset
     from robustsuite.models.classifier import Classifier
     from robustsuite.models.reference import ModelSpec
-    from robustsuite.registry import Entry
     from robustsuite.results.schema import ModelPart
 
 
@@ -106,29 +105,16 @@ def wrapped(classifier: "Classifier", wrap: dict[str, Any] | None) -> "Classifie
     from robustsuite.certification.base import Certifier
     from robustsuite.defenses.base import WrapMethod
     from robustsuite.evaluation.protocol import make
+    from robustsuite.registry import CERTIFIERS, DEFENSES
 
-    params = {k: v for k, v in wrap.items() if k != "name"}
-    plugin = make(_entry_of(str(wrap.get("name")), params), params)
+    params = {k: v for k, v in wrap.items() if k not in ("kind", "name")}
+    registry = CERTIFIERS if wrap.get("kind") == "certifier" else DEFENSES
+    plugin = make(registry.get(str(wrap.get("name"))), params)
     if isinstance(plugin, WrapMethod):
         return plugin.wrap(classifier)
     if isinstance(plugin, Certifier):
         return plugin.subject(classifier)
     raise UsageError(f"the model's wrap '{wrap.get('name')}' is no inference-time defense; look at its sidecar.")
-
-
-def _entry_of(name: str, params: dict[str, Any]) -> "Entry":
-    """The defense, or the certifier of the same name if only that one has these parameters (smoothing is both)."""
-    from robustsuite.registry import CERTIFIERS, DEFENSES
-
-    if name in CERTIFIERS:
-        certifier = CERTIFIERS.get(name)
-        if name not in DEFENSES or not params.keys() <= _fields(DEFENSES.get(name)):
-            return certifier
-    return DEFENSES.get(name)
-
-
-def _fields(entry: "Entry") -> set[str]:
-    return {f.name for f in dataclasses.fields(entry.target)} if dataclasses.is_dataclass(entry.target) else set()
 
 
 def _output(text: str) -> Literal["logits", "probabilities"]:

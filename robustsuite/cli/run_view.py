@@ -25,16 +25,16 @@ def show(run: "Run", *, as_json: bool, recalled: bool = False) -> None:
         _show_record(run.record, run.directory, note)
 
 
-def show_stored(directory: Path, *, as_json: bool = False) -> None:
-    """A sealed run read back from its directory (or from the record's file)."""
+def show_stored(directory: Path, *, as_json: bool = False) -> dict[str, Any] | None:
+    """Show a sealed run read back from its directory (or from the record's file), or return its JSON document."""
     from robustsuite.results.records import load_record
 
     record = load_record(directory)
     home = directory if directory.is_dir() else directory.parent
     if as_json:
-        console.emit(document(record, home, resumed=True))
-    else:
-        _show_record(record, home)
+        return document(record, home, resumed=True)
+    _show_record(record, home)
+    return None
 
 
 def document(record: "Record", directory: Path, *, resumed: bool) -> dict[str, Any]:
@@ -79,9 +79,11 @@ def _show_shard(run: "Run", as_json: bool) -> None:
 def _show_record(record: "Record", directory: Path, note: str = "") -> None:
     request, out = record.request, console.stdout()
     subset = "" if request.data.subset == "all" else f" ({request.data.subset})"
+    wrap = request.model.wrap or {}
+    subject = f"{wrap['name']}({request.model.name})" if wrap else request.model.name
     state = "" if record.status == "complete" else f", {record.status.upper()}"
     console.say(
-        f"{request.model.name} on {request.data.name}{subset}, n = {request.data.n}, {request.threat.norm} eps "
+        f"{subject} on {request.data.name}{subset}, n = {request.data.n}, {request.threat.norm} eps "
         f"{request.threat.eps}, protocol {request.protocol.name} version {request.protocol.version}{state}"
         f"{f' ({note})' if note else ''}"
     )

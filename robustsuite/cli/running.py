@@ -76,9 +76,9 @@ def carry_out(prepared: "Prepared", run: RunOptions, arguments: Sequence[str]) -
     recalled = record.exists()
     try:
         result = _result(prepared, run, runs, shard, arguments)
-    except (IncompleteError, ContradictionError):
-        if record.exists() and not run.as_json:
-            run_view.show_stored(record.parent)  # what went wrong is said below it
+    except (IncompleteError, ContradictionError) as error:
+        if record.exists():  # the run as far as it is good; what went wrong is said with it
+            error.document = run_view.show_stored(record.parent, as_json=run.as_json)
         raise
     run_view.show(result, as_json=run.as_json, recalled=recalled)
 

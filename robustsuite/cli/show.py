@@ -28,7 +28,9 @@ def show(
     """Show a plugin with its parameters, a protocol with its stages, or a run as eval printed it."""
     for place in (Path(name), runs / name):
         if place.exists() and (place.is_file() or (place / "request.json").exists()):
-            run_view.show_stored(place, as_json=as_json)
+            document = run_view.show_stored(place, as_json=as_json)
+            if document is not None:
+                console.emit(document)
             return
     load_plugins(plugin)
     found = _plugins(name) + _protocols(name)

@@ -7,7 +7,7 @@ is another directory. Shards write into the same directory, and whoever finds al
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def _unsupported(stages: list[Stage], model: Classifier, threat: ThreatModel) ->
 
 
 def _wrap_of(stage: Stage) -> dict[str, object]:
-    return {"name": stage.plan.plugin, **stage.plan.params}
+    return {"kind": "certifier", "name": stage.plan.plugin, **stage.plan.params}
 
 
 def evaluate(
@@ -140,7 +140,8 @@ def evaluate(
     blocks = Blocks(request.data.n, request.block_size, shard)
     with _threads(request.threads), _lock(runs, request.run_key, shard):
         start = time.perf_counter()
-        flags = _open(run_dir, prepared)
+        with _lock(runs, request.run_key, "open"):
+            flags = _open(run_dir, prepared)
         resumed = any((run_dir / "ledger").rglob("*.safetensors"))
         bench = Bench(prepared.model, prepared.data, prepared.threat, request.seed, request.slots, progress)
         store = LedgerStore(run_dir, blocks)
@@ -225,7 +226,7 @@ def _run_shard(bench: Bench, store: LedgerStore, stages: list[Stage], run_dir: P
             if stage is None:
                 parts |= run_clean(bench, store, todo)
             else:
-                parts |= run_stage(bench, store, stage, todo, ~decided)[0]
+                parts |= run_stage(bench, store, stage, todo, ~decided)
             _event(run_dir, name, time.perf_counter() - start, before, _passes(bench.model))
         for block, part in parts.items():
             positions = store.blocks.positions(block)
@@ -247,7 +248,7 @@ def _passes(model: Classifier) -> tuple[int, int]:
 def _event(run_dir: Path, stage: str, seconds: float, before: tuple[int, int], after: tuple[int, int]) -> None:
     """What it took, beside the ledger: times never mix with outcomes."""
     line = {"stage": stage, "seconds": seconds, "forward": after[0] - before[0], "backward": after[1] - before[1]}
-    with (run_dir / "events.jsonl").open("a") as file:
+    with suppress(OSError), (run_dir / "events.jsonl").open("a") as file:  # no outcome hangs on it
         file.write(json.dumps(line) + "\n")
 
 
@@ -271,7 +272,7 @@ def _lock(runs: Path, key: str, part: tuple[int, int] | str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"{runs} is not a directory; give another -o DIR.") from error
-    lock = FileLock(folder / f"{key}-{label}.lock", timeout=0 if label != "seal" else 600)
+    lock = FileLock(folder / f"{key}-{label}.lock", timeout=600 if isinstance(part, str) else 0)
     try:
         with lock:
             yield

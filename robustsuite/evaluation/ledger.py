@@ -4,7 +4,7 @@ A block is a fixed set of neighbouring examples. Its file is written once, when 
 stage, under a temporary name that is renamed last: a kill at any moment loses only blocks in flight.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 from pathlib import Path
 
@@ -83,6 +83,18 @@ class StageLedger:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What is to say about a block beside its verdicts."""
+
+    error: str = ""
+    """What stopped the stage, if anything did."""
+    guarantee: str = ""
+    """A certifier's: deterministic, or with which confidence."""
+    slots: int = 0
+    """Rows of a batch; fewer than the run's after the device had run out of memory."""
+
+
+@dataclass(frozen=True)
 class Blocks:
     """How a run of ``n`` examples is cut into blocks, and which of them a shard owns."""
 
@@ -120,7 +132,7 @@ class LedgerStore:
         """Where the adversarial examples of a block lie, for good."""
         return self.run_dir / "adversarials" / stage / f"{block:05d}.safetensors"
 
-    def write(self, stage: str, block: int, part: StageLedger, adversarials: dict[int, np.ndarray], note: str) -> None:
+    def write(self, stage: str, block: int, part: StageLedger, adversarials: dict[int, np.ndarray], note: Note) -> None:
         """Store a finished block: adversarial examples first, so that a verdict never lacks its evidence."""
         if adversarials:
             positions = sorted(adversarials)
@@ -129,11 +141,11 @@ class LedgerStore:
                 "x_adv": np.stack([adversarials[p] for p in positions]),
             }
             write_arrays(self.adversarials_path(stage, block), arrays, {"stage": stage, "block": block})
-        meta = {"stage": stage, "block": block, "note": note}
+        meta = {"stage": stage, "block": block, "note": asdict(note)}
         write_arrays(self.path(stage, block), part.arrays(), meta)
 
-    def read(self, stage: str, block: int) -> tuple[StageLedger, str] | None:
-        """A finished block and its note (the error that stopped it, if any), or None when it is still to do.
+    def read(self, stage: str, block: int) -> tuple[StageLedger, Note] | None:
+        """A finished block and its note, or None when it is still to do.
 
         An unreadable file counts as not there: recomputing it gives the same bytes.
         """
@@ -142,12 +154,12 @@ class LedgerStore:
             return None
         try:
             arrays, meta = read_arrays(path)
-            part = StageLedger.of(arrays)
-        except InputError:
+            part, note = StageLedger.of(arrays), Note(**meta["note"])
+        except (InputError, KeyError, TypeError):
             return None
         if len(part.outcome) != len(self.blocks.positions(block)):
             return None
-        return part, str(meta.get("note", ""))
+        return part, note
 
     def drop(self, stage: str, block: int) -> None:
         """Forget a block, so that it is done again."""

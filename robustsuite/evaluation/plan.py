@@ -69,7 +69,10 @@ def build_request(
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Processors that this process may use; OMP_NUM_THREADS, where it is set, says so for all of its programs."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdigit() and int(told) > 0:
+        return int(told)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from robustsuite.certification.base import Certifier
 from robustsuite.errors import ContradictionError, IncompleteError
 from robustsuite.evaluation.checks import UNRELIABLE
-from robustsuite.evaluation.ledger import Blocks, LedgerStore, Outcome, StageLedger
+from robustsuite.evaluation.ledger import Blocks, LedgerStore, Note, Outcome, StageLedger
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.evaluation.stages import Bench, run_stage
 from robustsuite.noise import Noise
@@ -38,9 +39,9 @@ def seal(
     clean_temporaries(store.run_dir)
     merged, notes = _merge(store, [_CLEAN, *[s.plan.name for s in stages]])
     bench.clean_logits = torch.from_numpy(merged[_CLEAN].extra["logits"].copy())
-    audits, audit_notes = _audit(bench, store, stages, merged)
+    audits, audit_errors = _audit(bench, store, stages, merged)
     ledger = merged | audits
-    notes |= audit_notes
+    notes |= {name: replace(notes[name], error=error) for name, error in audit_errors.items()}
     contradictions = _contradictions(stages, ledger)
     results = _results(request, ledger, notes, skipped)
     flags = [*checks, *_suspicions(stages, ledger)]
@@ -89,7 +90,7 @@ def failure(record: Record) -> None:
         )
 
 
-def _merge(store: LedgerStore, names: list[str]) -> tuple[dict[str, StageLedger], dict[str, str]]:
+def _merge(store: LedgerStore, names: list[str]) -> tuple[dict[str, StageLedger], dict[str, Note]]:
     merged, notes = {}, {}
     for name in names:
         whole = StageLedger.empty(store.blocks.n)
@@ -98,9 +99,16 @@ def _merge(store: LedgerStore, names: list[str]) -> tuple[dict[str, StageLedger]
             if found is None:
                 raise IncompleteError(f"block {block} of stage '{name}' is missing or damaged; run the command again.")
             whole.put(store.blocks.positions(block), found[0])
-            notes[name] = notes.get(name) or found[1]
+            notes[name] = _joined(notes.get(name), found[1])
         merged[name] = whole
     return merged, notes
+
+
+def _joined(a: Note | None, b: Note) -> Note:
+    """One note for a stage from those of its blocks."""
+    if a is None:
+        return b
+    return Note(a.error or b.error, a.guarantee or b.guarantee, min(a.slots, b.slots))
 
 
 def _audit(
@@ -114,7 +122,7 @@ def _audit(
     broken &= ledger[_CLEAN].outcome != Outcome.BROKEN  # a clean error cannot be certified by definition
     samples = {"attack": _sample(bench, certified), "certifier": _sample(bench, broken)}
     whole = LedgerStore(store.run_dir, Blocks(store.blocks.n, store.blocks.n))
-    out, notes = {}, {}
+    out, errors = {}, {}
     for stage in stages:
         name = f"audit-{stage.plan.name}"
         sample = samples[stage.plan.kind]
@@ -122,12 +130,15 @@ def _audit(
             continue
         found = whole.read(name, 0)
         if found is None:
-            parts, note = run_stage(bench, whole, stage, [0], sample, prefix="audit-")
-            found = parts[0], note
-        out[name], notes[stage.plan.name] = found
+            run_stage(bench, whole, stage, [0], sample, prefix="audit-")
+            found = whole.read(name, 0)
+            assert found is not None
+        out[name] = found[0]
+        if found[1].error:
+            errors[stage.plan.name] = found[1].error
         if stage.plan.kind == "attack":
             samples["attack"] = sample & (found[0].outcome != Outcome.BROKEN)
-    return out, {k: v for k, v in notes.items() if v}
+    return out, errors
 
 
 def _sample(bench: Bench, among: np.ndarray) -> np.ndarray:
@@ -169,28 +180,28 @@ def _contradictions(stages: list[Stage], ledger: dict[str, StageLedger]) -> list
 
 
 def _results(
-    request: Request, ledger: dict[str, StageLedger], notes: dict[str, str], skipped: dict[str, str]
+    request: Request, ledger: dict[str, StageLedger], notes: dict[str, Note], skipped: dict[str, str]
 ) -> list[StageResult]:
     """What every stage of the protocol did, the clean pass first."""
-    out = [_with_audit(_result(_CLEAN, _CLEAN, _CLEAN, ledger[_CLEAN], notes.get(_CLEAN, "")), ledger)]
+    out = [_with_audit(_result(_CLEAN, _CLEAN, _CLEAN, ledger[_CLEAN], notes[_CLEAN]), ledger)]
     for plan in request.protocol.stages:
         if plan.name in skipped:
             reason = skipped[plan.name]
             out.append(StageResult(name=plan.name, kind=plan.kind, plugin=plan.plugin, status="skipped", reason=reason))
         else:
-            result = _result(plan.name, plan.kind, plan.plugin, ledger[plan.name], notes.get(plan.name, ""))
+            result = _result(plan.name, plan.kind, plan.plugin, ledger[plan.name], notes[plan.name])
             out.append(_with_audit(result, ledger))
     return out
 
 
-def _result(name: str, kind: str, plugin: str, part: StageLedger, note: str) -> StageResult:
+def _result(name: str, kind: str, plugin: str, part: StageLedger, note: Note) -> StageResult:
     counts = {o: int((part.outcome == o).sum()) for o in Outcome}
     body = {
         "name": name,
         "kind": kind,
         "plugin": plugin,
         "status": "error" if counts[Outcome.ERROR] else "done",
-        "reason": note,
+        "reason": note.error,
         "n_in": len(part.outcome) - counts[Outcome.SKIPPED],
         "n_broken": counts[Outcome.BROKEN],
         "n_certified": counts[Outcome.CERTIFIED],
@@ -198,6 +209,8 @@ def _result(name: str, kind: str, plugin: str, part: StageLedger, note: str) -> 
         "n_refused": int(part.refused.sum()),
         "forward": int(part.forward.sum()),
         "backward": int(part.backward.sum()),
+        "guarantee": note.guarantee,
+        "slots": note.slots,
     }
     return StageResult.model_validate(body)
 

@@ -13,7 +13,7 @@ from robustsuite.data.dataset import Dataset
 from robustsuite.errors import ContractError, PrerequisiteError
 from robustsuite.evaluation.engine import Engine, Finished
 from robustsuite.evaluation.judge import Judge, Verdict
-from robustsuite.evaluation.ledger import LedgerStore, Outcome, StageLedger
+from robustsuite.evaluation.ledger import LedgerStore, Note, Outcome, StageLedger
 from robustsuite.evaluation.progress import Progress
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.models.classifier import Classifier, margins
@@ -51,8 +51,8 @@ class Bench:
 class _Pending:
     """Blocks in the making: rows come in any order, a block is written when its last one has come."""
 
-    def __init__(self, store: LedgerStore, stage: str, blocks: Iterable[int], eligible: np.ndarray) -> None:
-        self.store, self.stage = store, stage
+    def __init__(self, store: LedgerStore, stage: str, blocks: Iterable[int], eligible: np.ndarray, slots: int) -> None:
+        self.store, self.stage, self.slots, self.guarantee = store, stage, slots, ""
         self.parts: dict[int, StageLedger] = {}
         self.open: dict[int, set[int]] = {}
         self.adversarials: dict[int, dict[int, np.ndarray]] = {}
@@ -63,7 +63,7 @@ class _Pending:
             self.open[block] = {int(p) for p in positions if eligible[p]}
             self.adversarials[block] = {}
         for block in [b for b, waiting in self.open.items() if not waiting]:
-            self._close(block, "")
+            self._close(block)
 
     @property
     def todo(self) -> list[int]:
@@ -79,17 +79,18 @@ class _Pending:
             self.adversarials[block][position] = x_adv
         self.open[block].discard(position)
         if not self.open[block]:
-            self._close(block, "")
+            self._close(block)
 
-    def fail(self, note: str) -> None:
+    def fail(self, error: str) -> None:
         """Mark whatever is not finished as an error, and close its blocks."""
         for block in sorted(self.open):
             for position in self.open[block]:
                 part, row = self.row(position)
                 part.outcome[row] = Outcome.ERROR
-            self._close(block, note)
+            self._close(block, error)
 
-    def _close(self, block: int, note: str) -> None:
+    def _close(self, block: int, error: str = "") -> None:
+        note = Note(error, self.guarantee, self.slots)
         self.store.write(self.stage, block, self.parts[block], self.adversarials.pop(block), note)
         self.finished[block] = self.parts.pop(block)
         self.open.pop(block)
@@ -98,7 +99,7 @@ class _Pending:
 def run_clean(bench: Bench, store: LedgerStore, blocks: list[int]) -> dict[int, StageLedger]:
     """Predict every example; a clean error is broken at distance 0."""
     n = len(bench.data)
-    pending = _Pending(store, "clean", blocks, np.ones(n, bool))
+    pending = _Pending(store, "clean", blocks, np.ones(n, bool), bench.slots)
     noise = Noise(bench.seed, "clean")
     todo = pending.todo
     bench.progress.start("clean", len(todo))
@@ -126,40 +127,39 @@ def run_clean(bench: Bench, store: LedgerStore, blocks: list[int]) -> dict[int, 
 
 def run_stage(
     bench: Bench, store: LedgerStore, stage: Stage, blocks: list[int], eligible: np.ndarray, prefix: str = ""
-) -> tuple[dict[int, StageLedger], str]:
-    """Run an attack or a certifier on the eligible examples of ``blocks``; returns the blocks and a note on failure.
+) -> dict[int, StageLedger]:
+    """Run an attack or a certifier on the eligible examples of ``blocks``; returns the finished blocks.
 
-    Whatever the plugin raises is kept as the note, and its unfinished examples are marked as errors. Only what would
+    Whatever the plugin raises is kept in the blocks' notes, and its unfinished examples are marked as errors. Only what would
     hit every stage (a full disk, a missing prerequisite) stops the run.
     """
     name = prefix + stage.plan.name
-    pending = _Pending(store, name, blocks, eligible)
+    pending = _Pending(store, name, blocks, eligible, bench.slots)
     bench.progress.start(name, len(pending.todo))
-    note = ""
-    slots = bench.slots
+    error = ""
     while pending.open:
         try:
-            for position, x_adv in _work(bench, pending, stage, slots):
+            for position, x_adv in _work(bench, pending, stage):
                 part, row = pending.row(position)
                 hit = part.outcome[row]
                 pending.done(position, x_adv)
                 bench.progress.advance(1, int(hit == Outcome.BROKEN), int(hit == Outcome.CERTIFIED))
         except PrerequisiteError:
             raise
-        except torch.OutOfMemoryError as error:
-            if slots == 1:
-                note = f"out of memory at one slot: {error}"
-                pending.fail(note)
-            slots = max(1, slots // 2)
+        except torch.OutOfMemoryError as problem:
+            if pending.slots == 1:
+                error = f"out of memory at one slot: {problem}"
+                pending.fail(error)
+            pending.slots = max(1, pending.slots // 2)
             torch.cuda.empty_cache()
-        except Exception as error:  # a plugin may raise anything; the rest of the run goes on
-            note = f"{type(error).__name__}: {error}".split("\n")[0]
-            pending.fail(note)
-    bench.progress.end(name, note)
-    return pending.finished, note
+        except Exception as problem:  # a plugin may raise anything; the rest of the run goes on
+            error = f"{type(problem).__name__}: {problem}".split("\n")[0]
+            pending.fail(error)
+    bench.progress.end(name, error)
+    return pending.finished
 
 
-def _work(bench: Bench, pending: _Pending, stage: Stage, slots: int) -> Iterator[tuple[int, np.ndarray | None]]:
+def _work(bench: Bench, pending: _Pending, stage: Stage) -> Iterator[tuple[int, np.ndarray | None]]:
     """Fill the rows of finished examples and yield their positions, with the adversarial example where there is one."""
     noise = Noise(bench.seed, f"stage/{stage.plan.name}")
     plugin = stage.plugin
@@ -167,7 +167,7 @@ def _work(bench: Bench, pending: _Pending, stage: Stage, slots: int) -> Iterator
         for positions in _by_block(pending):
             yield from _certify(bench, pending, plugin, noise, positions)
     elif isinstance(plugin, Stepper):
-        engine = Engine(bench.model, plugin, bench.threat, noise, bench.judge(), slots=slots)
+        engine = Engine(bench.model, plugin, bench.threat, noise, bench.judge(), slots=pending.slots)
         for finished in engine.run(pending.todo, bench.rows):
             forward, backward = (c * finished.evaluations * bench.model.per_evaluation for c in plugin.cost)
             yield finished.position, _book(pending, finished, forward, backward)
@@ -220,6 +220,7 @@ def _certify(
     x, y, ids, _ = bench.rows(positions)
     certificates = certifier.certify(bench.model, x, y, bench.threat, noise.at(ids))
     _check_certificates(certificates, len(positions), bench.model.num_classes)
+    pending.guarantee = certificates.guarantee
     radius, predicted = certificates.radius.cpu().numpy(), certificates.predicted.cpu().numpy()
     labels = y.cpu().numpy()
     forward, backward = certifier.cost
