@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-# One thread a worker: the tests run in parallel, and the outcomes must not depend on how many run at once.
+# One thread a worker, and in the programs that it starts: the tests run in parallel, and threads that outnumber the
+# cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 

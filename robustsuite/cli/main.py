@@ -60,10 +60,8 @@ def _report(error: Any, *, as_json: bool, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if as_json:
-        console.emit(
-            (getattr(error, "document", None) or {})
-            | {"error": {"type": type(error).__name__, "message": message, "exit_code": code}}
-        )
+        problem = {"type": type(error).__name__, "message": message, "exit_code": code}
+        console.emit((getattr(error, "document", None) or {}) | {"error": problem})
     elif isinstance(error, _ClickError):
         error.show()
     elif code == 130:

@@ -130,8 +130,8 @@ def run_stage(
 ) -> dict[int, StageLedger]:
     """Run an attack or a certifier on the eligible examples of ``blocks``; returns the finished blocks.
 
-    Whatever the plugin raises is kept in the blocks' notes, and its unfinished examples are marked as errors. Only what would
-    hit every stage (a full disk, a missing prerequisite) stops the run.
+    Whatever the plugin raises is kept in the blocks' notes, and its unfinished examples are marked as errors. Only
+    what would hit every stage (a full disk, a missing prerequisite) stops the run.
     """
     name = prefix + stage.plan.name
     pending = _Pending(store, name, blocks, eligible, bench.slots)
