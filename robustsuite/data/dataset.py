@@ -76,7 +76,8 @@ def check_images(name: str, x: Tensor, y: Tensor, num_classes: int) -> None:
         raise InputError(f"{name}: images contain NaN or infinity.")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
-        hint = "divide by 255" if low >= 0 and high <= 255 else "undo the normalisation (it belongs into the model)"
+        bytes_ = low >= 0 and 16 < high <= 255
+        hint = "divide by 255" if bytes_ else "rescale them, or undo the normalisation (it belongs into the model)"
         raise InputError(f"{name}: images must lie in [0,1], got [{low:g}, {high:g}]; {hint}.")
     bad = (y < 0) | (y >= num_classes)
     if bool(bad.any()):
