@@ -142,7 +142,15 @@ def test_ctrl_c_ends_with_130_and_the_same_command_resumes(tmp_path: Path, check
     command = [sys.executable, "-m", "robustsuite", "eval", str(checkpoint), "--data", "digits", "--subset", "first:24"]
     command += ["--threat", "Linf:0.05", "--attack", "fgsm,pgd", "--threads", "1", "--device", "cpu"]
     slow = [*command, "-A", "pgd.steps=200000"]
-    process = subprocess.Popen(slow, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        slow,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that were started in the background inherit an ignored SIGINT, and would pass it on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     seen = ""
     while "pgd: started" not in seen:
