@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustsuite.attacks.apgd import APGD, APGDCE, APGDDLR, APGDT, APGDMargin, APGDState
-from robustsuite.attacks.apgd_momentum import checkpoints
+from robustsuite.attacks.apgd import APGD, APGDCE, APGDDLR, APGDT, APGDMargin, APGDState, checkpoints
 from robustsuite.errors import UsageError
 from robustsuite.models.classifier import Classifier
 from robustsuite.noise import Noise
