@@ -1,78 +1,35 @@
-"""APGD: projected gradient ascent with momentum and a step size that adapts itself (part of AutoAttack)."""
+"""APGD: projected gradient ascent whose step size adapts itself (part of AutoAttack)."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from robustsuite.attacks.base import State, Stepper, rows, settle
+from robustsuite.attacks.apgd_l1 import Sparse
+from robustsuite.attacks.apgd_momentum import Momentum
+from robustsuite.attacks.apgd_rule import APGDState, Rule
+from robustsuite.attacks.base import State, Stepper
 from robustsuite.attacks.losses import LOSSES, dlr_targeted
-from robustsuite.attacks.slots import fresh, pick
-from robustsuite.attacks.starts import on_surface, within
+from robustsuite.attacks.slots import fresh
+from robustsuite.attacks.starts import within
 from robustsuite.errors import UsageError
 from robustsuite.models.classifier import Classifier
 from robustsuite.noise import ExampleNoise
 from robustsuite.registry import register_attack
 from robustsuite.threat import ThreatModel
 
-_MOMENTUM = 0.75
-_PAPER = "Croce and Hein 2020, arXiv:2003.01690"
-
-
-def checkpoints(steps: int) -> dict[int, int]:
-    """After how many moves the step size is reviewed, and how many moves each review looks back on.
-
-    The first period is 22 % of the steps, and each next one is 3 % shorter, down to 6 %.
-    """
-    period = max(int(0.22 * steps), 1)
-    shortest, decrement = max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
-    found, at = {}, period
-    while at <= steps:
-        found[at] = period
-        period = max(period - decrement, shortest)
-        at += period
-    return found
-
-
-@lru_cache(maxsize=32)
-def _review_table(steps: int, device: torch.device) -> Tensor:
-    """`checkpoints` as int64 ``[steps + 1]``, indexed by the moves made: the period, or 0 between reviews."""
-    found = checkpoints(steps)
-    return torch.tensor([found.get(moves, 0) for moves in range(steps + 1)], device=device)
-
-
-@dataclass
-class APGDState(State):
-    """What APGD remembers of a slot. Its schedule counts `moves`, which a refused candidate does not shift."""
-
-    target: Tensor  # int64 [S], class to reach (untargeted losses ignore it)
-    x_prev: Tensor  # [S,C,H,W], the iterate before x_adv
-    x_best: Tensor  # [S,C,H,W], where the loss was largest
-    grad_best: Tensor  # [S,C,H,W], the gradient there
-    best: Tensor  # [S], that loss
-    last: Tensor  # [S], loss of the iterate before
-    reviewed: Tensor  # [S], `best` at the last review
-    rises: Tensor  # int64 [S], rises of the loss since the last review
-    halved: Tensor  # bool [S], whether the last review halved the step
-    eta: Tensor  # [S], step size
-    moves: Tensor  # int64 [S]
+_PAPER = "Croce and Hein 2020, arXiv:2003.01690; 2021, arXiv:2103.01208 (L1)"
 
 
 @dataclass(frozen=True)
 class APGD(Stepper):
-    """Auto-PGD for Linf and L2, move for move that of AutoAttack.
+    """Auto-PGD as in AutoAttack: `Momentum` for Linf and L2, `Sparse` for L1.
 
-    The projection of L2 is AutoAttack's too: radially onto the ball, then onto the box. Unlike the joint projection it
-    loses some of the budget where the box is active, but it costs four operations instead of a search, published
-    results rest on it, and the loss vanishes with the step size: no pixel is pulled back to the ball once the step is
-    small. For Linf both are the same.
-
-    ``steps`` moves make ``steps + 1`` evaluations. ``rho``: share of rises below which the step is halved.
-    ``first_checkpoint_quirk`` (AutoAttack's code): at the first review the first rise is counted from 0 instead of
-    from the loss of the start, and a best loss that did not improve is no reason to halve; False follows the paper.
-    Source: Croce and Hein 2020, algorithm 1.
+    ``steps`` moves make ``steps + 1`` evaluations. For Linf and L2, ``rho``: share of rises below which the step is
+    halved; ``first_checkpoint_quirk`` (AutoAttack's code): at the first review the first rise is counted from 0
+    instead of from the loss of the start, and a best loss that did not improve is no reason to halve; False follows
+    the paper. For L1, ``largereps``: balls of 3, 2 and 1 eps one after the other, as AutoAttack's standard version
+    has it there; each starts with an evaluation, so that there are ``steps + 3``. The other norms ignore it.
     """
 
     loss: ClassVar[str] = "ce"
@@ -81,15 +38,18 @@ class APGD(Stepper):
     restarts: int = 1
     rho: float = 0.75
     first_checkpoint_quirk: bool = True
+    largereps: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
             raise UsageError(f"apgd needs steps >= 1 and restarts >= 1, got {self.steps} and {self.restarts}.")
+        if self.largereps and self.steps < 2:
+            raise UsageError(f"apgd with largereps needs steps >= 2, got {self.steps}.")
 
     @property
     def budget(self) -> int:
-        """The start and every move."""
-        return self.steps + 1
+        """The start and every move, and with ``largereps`` two more starts (of which Linf and L2 make no use)."""
+        return self.steps + (3 if self.largereps else 1)
 
     def lanes(self, num_classes: int) -> int:
         """The restarts."""
@@ -103,102 +63,33 @@ class APGD(Stepper):
         """The loss of each slot, ``[S]``."""
         return LOSSES[self.loss](logits, state.y)
 
+    def rule(self, threat: ThreatModel) -> Rule:
+        """What depends on the norm."""
+        if threat.norm == "L1":
+            return Sparse(self.steps, self.largereps)
+        return Momentum(self.steps, self.rho, self.first_checkpoint_quirk)
+
     def init(
         self, x: Tensor, y: Tensor, logits: Tensor, lane: Tensor, threat: ThreatModel, noise: ExampleNoise
     ) -> APGDState:
-        """Slots at random points of the sphere."""
-        threat = within(threat, x[0].numel())
-        start = on_surface(x, threat, noise.child("start"), lane)
-        low = x.new_full((x.shape[0],), float("-inf"))
-        return APGDState(
-            **fresh(x, y, lane, noise, start),
-            target=self.targets(logits, y, lane),
-            x_prev=start.clone(),
-            x_best=start.clone(),
-            grad_best=torch.zeros_like(x),
-            best=low,
-            last=low.clone(),
-            reviewed=low.clone(),
-            rises=torch.zeros_like(y),
-            halved=torch.full_like(y, self.first_checkpoint_quirk, dtype=torch.bool),
-            eta=torch.full_like(low, 2 * threat.radius),
-            moves=torch.zeros_like(y),
-        )
+        """Slots at random points of the ball's surface."""
+        threat, rule = within(threat, x[0].numel()), self.rule(threat)
+        start = rule.start(x, threat, noise.child("start"), lane)
+        return rule.state(fresh(x, y, lane, noise, start), self.targets(logits, y, lane), threat)
 
     def step(self, model: Classifier, state: State, threat: ThreatModel, noise: ExampleNoise) -> APGDState:
-        """Evaluate `x_adv`, book its loss, review the step size where that is due, move."""
-        threat = within(threat, state.x[0].numel())
+        """Evaluate `x_adv` and let the norm's rule move it."""
         assert isinstance(state, APGDState)
-        values: list[Tensor] = []
-
-        def losses(logits: Tensor) -> Tensor:
-            values.append(self.losses(logits, state))
-            return values[0]
-
-        logits, grad = model.gradient(state.x_adv, losses)
-        move = settle(state, logits, self.budget)
-        grad = grad.nan_to_num(0)
-        self._book(state, values[0].detach(), grad, move)
-        x, grad = self._review(state, grad, move)
-        self._move(state, x, grad, move, threat)
+        threat, rule = within(threat, state.x[0].numel()), self.rule(threat)
+        loss, logits, grad = model.loss_gradient(state.x_adv, lambda z: self.losses(z, state))
+        move = rule.settle(state, logits)
+        rule.advance(state, loss, grad.nan_to_num(0), move, threat)
         return state
-
-    def _book(self, state: APGDState, loss: Tensor, grad: Tensor, move: Tensor) -> None:
-        """Keep the best point and count the rises."""
-        start = state.moves == 0
-        state.rises += move & ~start & (loss > state.last)
-        compared = loss.masked_fill(start, 0) if self.first_checkpoint_quirk else loss
-        state.last = compared.where(move, state.last)
-        better = move & (loss > state.best)
-        state.best = loss.where(better, state.best)
-        state.x_best = pick(better, state.x_adv, state.x_best)
-        state.grad_best = pick(better, grad, state.grad_best)
-        state.reviewed = state.best.where(move & start, state.reviewed)
-
-    def _review(self, state: APGDState, grad: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
-        """Halve the step where the loss rose too seldom or stands still; such slots go on from their best point."""
-        period = _review_table(self.steps, grad.device)[state.moves]
-        due = move & (period > 0)
-        halve = due & ((state.rises <= period * self.rho) | (~state.halved & (state.reviewed >= state.best)))
-        state.eta = torch.where(halve, state.eta / 2, state.eta)
-        state.halved = halve.where(due, state.halved)
-        state.reviewed = state.best.where(due, state.reviewed)
-        state.rises.masked_fill_(due, 0)
-        return pick(halve, state.x_best, state.x_adv), pick(halve, state.grad_best, grad)
-
-    def _move(self, state: APGDState, x_adv: Tensor, grad: Tensor, move: Tensor, threat: ThreatModel) -> None:
-        """``x <- P(x + a (z - x) + (1 - a) (x - x_prev))`` with ``z = P(x + eta ascent)``; a = 1 on the first move."""
-        share = torch.where(state.moves == 0, 1.0, _MOMENTUM)
-        share, eta = rows(share, grad), rows(state.eta, grad)
-        clip = _Clip(state.x, threat)
-        jump = clip(x_adv + eta * threat.ascent(grad)).sub_(x_adv).mul_(share)
-        drift = (x_adv - state.x_prev).mul_(1 - share)
-        moved = clip(jump.add_(x_adv).add_(drift))
-        state.x_prev = pick(move, x_adv, state.x_prev)
-        state.x_adv = pick(move, moved, state.x_adv)
-        state.moves += move
-
-
-class _Clip:
-    """AutoAttack's projection of points (not of perturbations) around ``x``; see `APGD`."""
-
-    def __init__(self, x: Tensor, threat: ThreatModel) -> None:
-        self.x, self.radius = x, threat.radius
-        self.bounds = None
-        if threat.norm == "Linf":
-            self.bounds = (x - threat.radius).clamp_(min=0), (x + threat.radius).clamp_(max=1)
-
-    def __call__(self, point: Tensor) -> Tensor:
-        if self.bounds is not None:
-            return point.clamp_(*self.bounds)
-        delta = point - self.x
-        shrink = self.radius / delta.flatten(1).norm(dim=1).clamp(min=1e-12)
-        return delta.mul_(rows(shrink.clamp_(max=1), delta)).add_(self.x).clamp_(0, 1)
 
 
 @register_attack(
     "apgd-ce",
-    norms=("Linf", "L2"),
+    norms=("Linf", "L2", "L1"),
     access="white-box",
     kind="bounded",
     min_classes=2,
@@ -214,7 +105,7 @@ class APGDCE(APGD):
 
 @register_attack(
     "apgd-dlr",
-    norms=("Linf", "L2"),
+    norms=("Linf", "L2", "L1"),
     access="white-box",
     kind="bounded",
     min_classes=2,
@@ -230,7 +121,7 @@ class APGDDLR(APGD):
 
 @register_attack(
     "apgd-margin",
-    norms=("Linf", "L2"),
+    norms=("Linf", "L2", "L1"),
     access="white-box",
     kind="bounded",
     min_classes=2,
@@ -246,7 +137,7 @@ class APGDMargin(APGD):
 
 @register_attack(
     "apgd-t",
-    norms=("Linf", "L2"),
+    norms=("Linf", "L2", "L1"),
     access="white-box",
     kind="bounded",
     min_classes=2,

@@ -47,8 +47,11 @@ def inside(x: Tensor, threat: ThreatModel, noise: ExampleNoise, draw: Tensor) ->
 def on_surface(x: Tensor, threat: ThreatModel, noise: ExampleNoise, draw: Tensor) -> Tensor:
     """Random points ``[N,...]`` at distance eps, then clipped to the box: where AutoAttack's APGD starts.
 
-    Linf: a uniform point of the cube, blown up until it touches a face; L2: a uniform direction.
+    Linf: a uniform point of the cube, blown up until it touches a face; L2: a uniform direction; L1: white noise,
+    projected onto ball and box together.
     """
+    if threat.norm == "L1":
+        return (x + threat.project(x, noise.normal(x.shape[1:], draw))).clamp_(0, 1)
     if threat.norm == "Linf":
         delta = noise.uniform(x.shape[1:], draw).mul_(2).sub_(1)
         largest = delta.flatten(1).abs().amax(1).clamp(min=1e-12)

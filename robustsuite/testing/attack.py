@@ -30,7 +30,7 @@ ACCESS = ("white-box", "score", "label", "transfer")
 KINDS = ("bounded", "minimum-norm", "universal", "patch")
 STRENGTH = {
     "white-box": ((2, 1.5, 1.0), (10, 1.5, 0.5)),
-    "score": ((2, 3.0, 0.5),),
+    "score": ((2, 4.0, 0.5),),
     "label": ((2, 3.0, 0.25),),
     "transfer": (),
 }

@@ -91,7 +91,16 @@ def as_entry(plugin: Any, registry: Any) -> Entry:
 
 # Hyper-parameters that only buy strength or precision: the suite checks a promise, not a benchmark.
 _USUAL = {"sigma": 0.25}  # values for parameters that may lack a default because no one value fits all
-_ENOUGH = {"steps": 20, "n_queries": 150, "restarts": 2, "n_targets": 3, "n": 400, "n0": 40, "samples": 100}
+_ENOUGH = {
+    "steps": 20,
+    "n_iter": 20,
+    "n_queries": 150,
+    "restarts": 2,
+    "n_targets": 3,
+    "n": 400,
+    "n0": 40,
+    "samples": 100,
+}
 
 
 def quick_params(target: Any, params: Mapping[str, Any]) -> dict[str, Any]:

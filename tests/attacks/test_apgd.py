@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustsuite.attacks.apgd import APGD, APGDCE, APGDDLR, APGDT, APGDMargin, APGDState, checkpoints
+from robustsuite.attacks.apgd import APGD, APGDCE, APGDDLR, APGDT, APGDMargin, APGDState
+from robustsuite.attacks.apgd_momentum import MomentumState, checkpoints
 from robustsuite.errors import UsageError
 from robustsuite.models.classifier import Classifier
 from robustsuite.noise import Noise
@@ -140,6 +141,7 @@ def test_the_quirk_changes_the_first_review_only_where_the_loss_is_negative():
         state = attack.init(x, y, torch.tensor([[10.0, 0.0]]), y, threat, noise)
         for _ in range(4):
             state = attack.step(model, state, threat, noise)
+        assert isinstance(state, MomentumState)
         counted[quirk] = int(state.rises)
     assert counted == {True: 2, False: 3}
 

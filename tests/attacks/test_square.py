@@ -3,13 +3,14 @@ import pytest
 import torch
 from scipy import stats
 
-from robustsuite.attacks.square import _HALF, _SIGNS, Square, bumps, shares
+from robustsuite.attacks.square import Square
+from robustsuite.attacks.square_windows import HALF, SIGNS, bumps, shares
 from robustsuite.errors import UsageError
 from robustsuite.models.classifier import Classifier, margins
 from robustsuite.noise import Noise, fork_global
 from robustsuite.threat import ThreatModel
 
-LINF, L2 = ThreatModel.parse("Linf:0.1"), ThreatModel.parse("L2:1")
+LINF, L2, L1 = ThreatModel.parse("Linf:0.1"), ThreatModel.parse("L2:1"), ThreatModel.parse("L1:2")
 
 
 def test_the_published_schedule():
@@ -71,13 +72,13 @@ def plans(count: int, shape: tuple[int, ...], first: int, threat: ThreatModel, l
 
 def test_windows_are_uniform_over_all_places_for_each_example():
     attack, plan = plans(3000, (3, 12, 9), 4990, LINF)  # side 1 or 2 at the end: down to the last row and column
-    side = int(plan[0, 0, _HALF] * 2)
+    side = int(plan[0, 0, HALF] * 2)
     corners = (plan[:, :, :4] - (side - 1) / 2).round().long()
     for axis, extent in enumerate((12, 9, 12, 9)):
         counts = np.bincount(corners[:, :9, axis].flatten().numpy(), minlength=extent - side + 1)
         assert len(counts) == extent - side + 1
         assert stats.chisquare(counts).pvalue > 1e-6
-    signs = plan[:, :9, _SIGNS:].flatten()
+    signs = plan[:, :9, SIGNS:].flatten()
     assert set(signs.tolist()) == {-1.0, 1.0}
     assert stats.binomtest(int((signs > 0).sum()), signs.numel()).pvalue > 1e-6
     del attack
@@ -103,7 +104,7 @@ class Free(torch.nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 5), (2, 4, 11), (1, 1, 6), (4, 2, 2)])
-@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
 def test_proposals_change_one_window_and_are_kept_when_better(shape, threat):
     model = Classifier(Free(), num_classes=2, input_shape=shape)
     ids = torch.arange(6)
