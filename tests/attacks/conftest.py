@@ -10,10 +10,15 @@ from torch import Tensor, nn
 
 from robustsuite.attacks.apgd import APGDCE, APGDDLR, APGDT, APGDMargin
 from robustsuite.attacks.base import Stepper
+from robustsuite.attacks.beta import BETA
+from robustsuite.attacks.fab import FAB, FABT
 from robustsuite.attacks.fgsm import FGSM
+from robustsuite.attacks.malt import MALT
 from robustsuite.attacks.pgd import PGD
+from robustsuite.attacks.pma import PMA
 from robustsuite.attacks.square import Square
 from robustsuite.models.classifier import Classifier
+from robustsuite.threat import NORMS
 
 STEPPERS: dict[str, Stepper] = {
     "fgsm": FGSM(),
@@ -24,9 +29,21 @@ STEPPERS: dict[str, Stepper] = {
     "apgd-dlr": APGDDLR(steps=20),
     "apgd-margin": APGDMargin(steps=20),
     "apgd-t": APGDT(steps=20, n_targets=3),
+    "apgd-ce-largereps": APGDCE(steps=20, largereps=True),
+    "pma": PMA(steps=12),
+    "malt": MALT(steps=20, n_targets=1, candidates=9),
+    "beta": BETA(steps=8, n_targets=4, prune_every=3),
+    "fab-t": FABT(n_iter=20, n_targets=3),
+    "fab": FAB(n_iter=4),
     "square": Square(n_queries=80),
 }
-NORMS_OF = {name: ("Linf", "L2", "L1") if name in ("fgsm", "pgd") else ("Linf", "L2") for name in STEPPERS}
+NORMS_OF = dict.fromkeys(STEPPERS, NORMS) | {
+    "pgd-dlr": ("Linf", "L2"),
+    "pgd-margin": ("Linf", "L2"),
+    "apgd-ce-largereps": ("L1",),  # the others ignore it
+    "pma": ("Linf", "L2"),
+    "beta": ("Linf", "L2"),
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from robustsuite.attacks.apgd import APGDCE, APGDDLR, APGDT, APGDMargin
 from robustsuite.attacks.base import Stepper
+from robustsuite.attacks.fab import FAB, FABT
 from robustsuite.attacks.fgsm import FGSM
 from robustsuite.attacks.pgd import PGD
 from robustsuite.attacks.square import Square
@@ -15,7 +16,8 @@ from robustsuite.threat import Eps, ThreatModel
 
 SHAPE = (1, 4, 4)
 # By how much eps must exceed the minimal radius for a break: with a free box, and where the box is active. Square is a
-# random search, whose L2 patterns are far from most gradients (not tried where two thirds of the pixels are stuck).
+# random search, whose L2 and L1 patterns are far from most gradients (not tried where two thirds of the pixels are
+# stuck). APGD for L1 divides the pixels that it moves by 1.5 and rounds up: it stays with two where one were enough.
 ATTACKS: dict[tuple[str, str], tuple[Stepper, float, float | None]] = {
     ("fgsm", "Linf"): (FGSM(), 1.001, 1.001),
     ("fgsm", "L2"): (FGSM(), 1.001, 1.001),
@@ -25,14 +27,26 @@ ATTACKS: dict[tuple[str, str], tuple[Stepper, float, float | None]] = {
     ("pgd", "L1"): (PGD(steps=60, rel_alpha=60, loss="margin"), 1.001, 1.001),
     ("apgd-ce", "Linf"): (APGDCE(), 1.001, 1.001),
     ("apgd-ce", "L2"): (APGDCE(), 1.001, 1.01),
+    ("apgd-ce", "L1"): (APGDCE(), 1.5, 1.01),
     ("apgd-dlr", "Linf"): (APGDDLR(), 1.001, 1.001),
     ("apgd-dlr", "L2"): (APGDDLR(), 1.001, 1.01),
+    ("apgd-dlr", "L1"): (APGDDLR(), 1.5, 1.01),
     ("apgd-margin", "Linf"): (APGDMargin(), 1.001, 1.001),
     ("apgd-margin", "L2"): (APGDMargin(), 1.001, 1.01),
+    ("apgd-margin", "L1"): (APGDMargin(), 1.5, 1.01),
     ("apgd-t", "Linf"): (APGDT(), 1.001, 1.001),
     ("apgd-t", "L2"): (APGDT(), 1.001, 1.01),
+    ("apgd-t", "L1"): (APGDT(), 1.5, 1.01),
+    ("apgd-ce-largereps", "L1"): (APGDCE(largereps=True), 1.5, 1.001),
+    ("fab-t", "Linf"): (FABT(), 1.001, 1.001),
+    ("fab-t", "L2"): (FABT(), 1.001, 1.001),
+    ("fab-t", "L1"): (FABT(), 1.001, 1.001),
+    ("fab", "Linf"): (FAB(), 1.001, 1.001),
+    ("fab", "L2"): (FAB(), 1.001, 1.001),
+    ("fab", "L1"): (FAB(), 1.001, 1.001),
     ("square", "Linf"): (Square(n_queries=1000), 1.001, 1.001),
     ("square", "L2"): (Square(n_queries=500), 2.0, None),
+    ("square", "L1"): (Square(n_queries=500), 3.0, None),
 }
 EXAMPLES = 3
 
@@ -134,11 +148,13 @@ def test_targets_find_the_nearest_of_many_classes(norm, classes, linear):
         APGDDLR(restarts=4),
         APGDMargin(restarts=4),
         APGDT(restarts=2),
+        FABT(restarts=3),
+        FAB(restarts=4),
         Square(n_queries=1500),
     ],
     ids=lambda a: type(a).__name__,
 )
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_two_pixels_against_exhaustive_search(attack, norm):
     """A grid over ball and box says where a two-pixel network can be broken; attacks find it, and nothing else."""
     generator = torch.Generator().manual_seed(6)

@@ -11,7 +11,7 @@ from robustsuite.attacks.square import Square
 from robustsuite.models.classifier import Classifier, fooled, margins
 from robustsuite.noise import Noise
 from robustsuite.registry import ATTACKS
-from robustsuite.threat import ThreatModel
+from robustsuite.threat import Eps, ThreatModel
 
 WEAK = {"Linf": "Linf:1/255", "L2": "L2:0.02", "L1": "L1:0.05"}
 STRONG = {"Linf": "Linf:16/255", "L2": "L2:0.7", "L1": "L1:4"}
@@ -40,10 +40,13 @@ def test_results_stay_in_ball_and_box(stepper, norm, setting):
     y = model.logits(x).argmax(1)
     for text in (WEAK[norm], STRONG[norm]):
         threat = ThreatModel.parse(text)
+        wide = 3 if getattr(stepper, "largereps", False) else 1  # radii of the ball that it searches, not of its result
+        searched = ThreatModel(threat.norm, Eps(wide * threat.eps.fraction))
         state = start(stepper, model, x, y, ids, threat)
         for _ in range(stepper.budget):
-            assert threat.contains(x, state.x_adv).all()
+            assert searched.contains(x, state.x_adv).all()
             state = stepper.step(model, state, threat, NOISE.at(ids))
+            assert threat.contains(x, state.x_adv)[state.done].all()
         assert threat.contains(x, stepper.run(model, x, y, threat, NOISE.at(ids))).all()
 
 
@@ -172,7 +175,7 @@ def test_lanes_differ_where_the_attack_is_random(stepper, norm, setting):
     model, x, y, ids = setting
     threat = ThreatModel.parse(STRONG[norm])
     a, b = (start(stepper, model, x, y, ids, threat, lane=lane).x_adv for lane in (0, 1))
-    random = type(stepper).__name__ != "FGSM"
+    random = type(stepper).__name__ not in ("FGSM", "MALT", "FAB", "FABT")  # whose first lane starts at the image
     assert bool((a != b).flatten(1).any(1).all()) == random
 
 
@@ -186,6 +189,27 @@ def test_any_number_of_classes(stepper, norm, classes, cnn, images):
     before, after = margins(model.logits(x), y), margins(model.logits(x_adv), y)
     assert (after < before).float().mean() >= (0.5 if isinstance(stepper, Square) else 0.8)
     assert after.mean() < before.mean() - 0.01
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 8, 10, 100, 1000])
+def test_every_attack_runs_on_any_number_of_classes(classes, cnn, images):
+    """Every one that is registered here, in all its norms, on DLR where it has a choice of losses."""
+    model, x = cnn(classes=classes), images(2)
+    y, ids = model.logits(x).argmax(1), torch.arange(2)
+    tried = set()
+    for entry in ATTACKS:
+        if entry.name.startswith("reference:") or not entry.origin.startswith("robustsuite."):
+            continue
+        names = {f.name for f in fields(entry.target)}
+        small = {"steps": 6, "n_queries": 8, "n_iter": 4, "n_targets": 3, "loss": "dlr"}
+        attack = entry.target(**{name: value for name, value in small.items() if name in names})
+        for norm in entry.facts["norms"]:
+            threat = ThreatModel.parse(STRONG[norm])
+            x_adv = attack.run(model, x, y, threat, NOISE.at(ids))
+            assert threat.contains(x, x_adv).all(), (entry.name, norm)
+            assert (x_adv != x).any(), (entry.name, norm)
+        tried.add(entry.name)
+    assert tried >= {"fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-margin", "apgd-t", "fab", "fab-t", "pma", "square"}
 
 
 def test_nan_gradients_leave_the_slot_where_it_is(stepper, norm, images):
@@ -206,11 +230,16 @@ def test_nan_gradients_leave_the_slot_where_it_is(stepper, norm, images):
     [
         ("fgsm", ("Linf", "L2", "L1"), "white-box"),
         ("pgd", ("Linf", "L2", "L1"), "white-box"),
-        ("apgd-ce", ("Linf", "L2"), "white-box"),
-        ("apgd-dlr", ("Linf", "L2"), "white-box"),
-        ("apgd-margin", ("Linf", "L2"), "white-box"),
-        ("apgd-t", ("Linf", "L2"), "white-box"),
-        ("square", ("Linf", "L2"), "score"),
+        ("apgd-ce", ("Linf", "L2", "L1"), "white-box"),
+        ("apgd-dlr", ("Linf", "L2", "L1"), "white-box"),
+        ("apgd-margin", ("Linf", "L2", "L1"), "white-box"),
+        ("apgd-t", ("Linf", "L2", "L1"), "white-box"),
+        ("pma", ("Linf", "L2"), "white-box"),
+        ("malt", ("Linf", "L2", "L1"), "white-box"),
+        ("beta", ("Linf", "L2"), "white-box"),
+        ("fab-t", ("Linf", "L2", "L1"), "white-box"),
+        ("fab", ("Linf", "L2", "L1"), "white-box"),
+        ("square", ("Linf", "L2", "L1"), "score"),
         ("reference:autoattack", ("Linf", "L2", "L1"), "white-box"),
     ],
 )
