@@ -8,12 +8,13 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from robustsuite.errors import InputError, UnknownNameError, UsageError
+from robustsuite.errors import InputError, PrerequisiteError, UnknownNameError, UsageError
 
 T = TypeVar("T")
 
@@ -46,7 +47,21 @@ class Registry:
     kind: str
     package: str
     entries: dict[str, Entry] = field(default_factory=dict)
+    families: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """Functions that register all names ``prefix:...``, by prefix; called when such a name is asked for, or all."""
     _discovered: bool = False
+
+    def family(self, prefix: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+        """Decorator of the function that registers the names of a package that is costly to import, or absent.
+
+        It may raise `PrerequisiteError`: then a name of the family is refused so, and a listing goes without it.
+        """
+
+        def add(register_all: Callable[[], None]) -> Callable[[], None]:
+            self.families[prefix] = register_all
+            return register_all
+
+        return add
 
     def register(self, name: str, **facts: Any) -> Callable[[T], T]:
         """Decorator that registers its target under ``name`` with declared ``facts``."""
@@ -66,6 +81,7 @@ class Registry:
     def get(self, name: str) -> Entry:
         """The entry called ``name``; raises `UnknownNameError` with the nearest names otherwise."""
         self.discover()
+        self._expand(name.partition(":")[0])
         if name in self.entries:
             return self.entries[name]
         near = difflib.get_close_matches(name, self.entries, n=3, cutoff=0.5)
@@ -75,11 +91,20 @@ class Registry:
 
     def __iter__(self) -> Iterator[Entry]:
         self.discover()
+        for prefix in list(self.families):
+            with suppress(PrerequisiteError):
+                self._expand(prefix)
         return iter(sorted(self.entries.values(), key=lambda e: e.name))
 
     def __contains__(self, name: str) -> bool:
         self.discover()
+        self._expand(name.partition(":")[0])
         return name in self.entries
+
+    def _expand(self, prefix: str) -> None:
+        if prefix in self.families:
+            self.families[prefix]()
+            self.families.pop(prefix)
 
     def discover(self) -> None:
         """Import the built-in modules of this kind once, then the installed entry points."""
@@ -110,6 +135,7 @@ REGISTRIES = {
 }
 
 register_attack = ATTACKS.register
+attack_family = ATTACKS.family
 register_certifier = CERTIFIERS.register
 register_defense = DEFENSES.register
 register_dataset = DATASETS.register

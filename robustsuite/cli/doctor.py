@@ -92,8 +92,9 @@ def _dependencies() -> Iterator[Line]:
 def _traps() -> Iterator[Line]:
     """Known conflicts, told from installed file lists: importing the packages could fail or run the wrong code."""
     yield from _torchvision()
+    yield from _pyautoattack()
+    yield from _torchattacks()
     yield from _robustbench()
-    yield from _overwritten()
 
 
 def _torchvision() -> Iterator[Line]:
@@ -112,38 +113,58 @@ def _torchvision() -> Iterator[Line]:
         yield Line("torchvision", "warning", f"{vision} wants {wanted or 'another torch'}, torch is {torch}: {remedy}")
 
 
+def _pyautoattack() -> Iterator[Line]:
+    version = _version("pyautoattack")
+    if version is None:
+        return
+    detail = "constructor and results differ from AutoAttack's, its resume is not used: reference:autoattack knows it"
+    tested = version.startswith("0.2.")
+    remedy = "" if tested else "; only 0.2 is tested: pip install 'pyautoattack<0.3'"
+    yield Line("pyautoattack is not AutoAttack", "info" if tested else "warning", f"{version}: {detail}{remedy}")
+
+
+def _torchattacks() -> Iterator[Line]:
+    if _version("torchattacks") is None:
+        return
+    requests = _version("requests") or "absent"
+    held = requests.startswith("2.25.")
+    detail = f"torchattacks 3.5.1 asks for requests 2.25 (of 2020), here is {requests}; its attacks do not use it"
+    yield Line("torchattacks pins requests", "info", detail if held else f"{detail}, whatever pip check says")
+
+
 def _robustbench() -> Iterator[Line]:
     if _version("robustbench") is None:
         return
+    from robustsuite.models import robustbench
+
     setuptools = _version("setuptools")
-    old = setuptools is not None and int(setuptools.split(".")[0]) < 81
-    if not old and find_spec("pkg_resources") is None:
+    if find_spec("pkg_resources") is None:
         detail = f"it imports pkg_resources, which setuptools {setuptools} no longer has: pip install 'setuptools<81'"
         yield Line("robustbench needs setuptools<81", "warning", detail)
+    else:
+        yield Line("robustbench needs setuptools<81", "ok", f"setuptools {setuptools} has the pkg_resources it imports")
     if find_spec("autoattack") is None:
         detail = "it imports a module 'autoattack' that PyPI does not have; robustsuite lends it pyautoattack"
         there = _version("pyautoattack") is not None
         yield Line("robustbench needs autoattack", "info" if there else "warning", detail)
+    unmet = robustbench.unmet_pins()
+    if unmet:
+        wanted = "its pins are not met, models may load wrongly or not at all"
+        yield Line("robustbench's pins", "warning", f"{', '.join(unmet)}: {wanted}: pip install robustbench==1.1.1")
+    else:
+        yield Line("robustbench's pins", "ok", "met (timm, gdown)")
+    yield _own_files(robustbench.altered_files(), robustbench.REPAIR)
 
 
-def _overwritten() -> Iterator[Line]:
-    """torchattacks 3.5.1 ships a robustbench/ of 2022: the one installed last wins."""
-    if _version("torchattacks") is None or _version("robustbench") is None:
-        return
-    theirs = {str(f) for f in metadata.files("torchattacks") or [] if str(f).startswith("robustbench/")}
-    changed = [f for f in metadata.files("robustbench") or [] if str(f) in theirs and not _as_recorded(f)]
-    if changed:
-        detail = f"{len(changed)} of its files are torchattacks' (such as {changed[0]})"
-        remedy = "pip install --force-reinstall --no-deps robustbench"
-        yield Line("robustbench is overwritten", "warning", f"{detail}: {remedy}")
-    elif theirs:
-        yield Line("robustbench is whole", "ok", f"although torchattacks ships {len(theirs)} files of the same names")
-
-
-def _as_recorded(file: metadata.PackagePath) -> bool:
-    """Whether a file is still the one that its package's RECORD speaks of (size is enough to tell these apart)."""
-    place = Path(str(file.locate()))
-    return place.is_file() and (file.size is None or place.stat().st_size == file.size)
+def _own_files(altered: list[str], remedy: str) -> Line:
+    """torchattacks 3.5.1 ships a robustbench/ of 2022: the one installed last wins, and pip removes it with either."""
+    theirs = {str(f) for f in metadata.files("torchattacks") or []} if _version("torchattacks") else set()
+    if not altered:
+        shared = sum(f.startswith("robustbench/") and f.endswith(".py") for f in theirs)
+        return Line("robustbench is whole", "ok", f"although torchattacks ships {shared} files of the same names")
+    whose = "torchattacks'" if theirs.issuperset(altered) else "changed or gone"
+    shown = ", ".join(altered[:4]) + (", ..." if len(altered) > 4 else "")
+    return Line("robustbench is overwritten", "warning", f"{len(altered)} of its files are {whose} ({shown}): {remedy}")
 
 
 def _places() -> Iterator[Line]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsuite.errors import InputError, RobustsuiteError
-from robustsuite.models import factory
+from robustsuite.models import factory, robustbench
 from robustsuite.models.checkpoint import SUFFIXES, StateFile, read_state, weights_sha256
 from robustsuite.models.classifier import Classifier, Facts, Passes
 from robustsuite.models.loading import load_into
@@ -21,7 +21,10 @@ from robustsuite.results.schema import ModelPart
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What was typed: ``reference`` is a weights file, a folder that holds one, or ``py:module:factory``."""
+    """What was typed.
+
+    ``reference`` is a weights file, a folder that holds one, ``py:module:factory`` or ``robustbench:NAME@DATA/THREAT``.
+    """
 
     reference: str
     arch: str | None = None
@@ -35,6 +38,8 @@ class ModelSpec:
     output: Literal["logits", "probabilities"] = "logits"
     randomized: bool = False
     num_classes: int | None = None
+    model_dir: str | None = None
+    """Where robustbench's checkpoints lie; None: what the environment says, else ./models."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,10 @@ def load_model(
     if weights and file and sidecar:
         check_weights(sidecar, file.state, weights)
     plan = _plan(spec, arch, sidecar, file, input_shape, num_classes)
-    net = factory.build(plan.arch, plan.params, num_classes=plan.num_classes, input_shape=input_shape)
+    if robustbench.is_zoo(plan.arch):
+        net = robustbench.load(plan.arch, model_dir=spec.model_dir, trust_pickle=spec.trust_pickle)
+    else:
+        net = factory.build(plan.arch, plan.params, num_classes=plan.num_classes, input_shape=input_shape)
     if file:
         _load(net, file, spec, plan, input_shape)
     part = _part(spec, plan, net, weights, file, sidecar)
@@ -109,6 +117,10 @@ def spec_from_part(part: ModelPart) -> ModelSpec:
 def _resolve(spec: ModelSpec) -> tuple[Path | None, str | None]:
     """The weights file, if any, and the architecture that was named, if any."""
     reference, arch = spec.reference, spec.arch
+    if robustbench.is_zoo(reference):
+        typed = ("arch", "arch_params", "weights", "mean", "std", "strip_prefix", "by_order")
+        robustbench.refuse([name for name in typed if getattr(spec, name) and getattr(spec, name) != reference])
+        return None, reference
     if reference.startswith("py:") or (spec.weights and reference in ARCHITECTURES):
         if arch and arch != reference:
             raise InputError(f"'{reference}' and --arch {arch} both name an architecture; leave one out.")
@@ -127,7 +139,8 @@ def _resolve(spec: ModelSpec) -> tuple[Path | None, str | None]:
     if not path.exists():
         raise InputError(
             f"no model '{reference}': neither a file nor a folder. A model is a checkpoint (with --arch NAME or a "
-            "sidecar beside it), a folder that holds one with its sidecar, or py:module:factory."
+            "sidecar beside it), a folder that holds one with its sidecar, py:module:factory, or "
+            "robustbench:NAME@DATASET/THREAT."
         )
     return path, arch
 
@@ -161,7 +174,7 @@ def _plan(
         raise InputError("--mean and --std belong together; give both or neither.")
     if sidecar is None:
         params = dict(spec.arch_params)
-        classes = spec.num_classes or params.get("num_classes", data_classes)
+        classes = spec.num_classes or params.get("num_classes") or robustbench.num_classes(arch) or data_classes
         if arch is None:
             raise InputError(_no_architecture(spec, file, classes, input_shape))
         return _Plan(arch, params, classes, spec.mean, spec.std, spec.output)
@@ -229,26 +242,27 @@ def _part(
     defense = sidecar.defense if sidecar else None
     named = (defense or {}).get("name") or (defense or {}).get("method")
     return ModelPart(
-        name=str(named or (weights.stem if weights else plan.arch.rpartition(":")[2])),
+        name=str(named or (weights.stem if weights else plan.arch.rpartition(":")[2].partition("@")[0])),
         reference=str(weights) if spec.weights and weights else spec.reference,
         arch=plan.arch,
         arch_params=plan.params,
         weights_sha256=weights_sha256(net.state_dict()),
-        format=file.format if file else "py",
+        format=file.format if file else plan.arch.partition(":")[0],
         n_params=sum(p.numel() for p in net.parameters()),
         normalization={"mean": list(plan.mean), "std": list(plan.std)} if plan.mean and plan.std else None,
         output=plan.output,
         wrap=sidecar.wrap if sidecar else None,
         defense=defense,
         randomized=spec.randomized or bool(sidecar and sidecar.randomized),
-        trust_pickle=bool(file and file.unpickled),
+        trust_pickle=file.unpickled if file else spec.trust_pickle and robustbench.is_zoo(plan.arch),
         load_options=_load_options(spec),
     )
 
 
 def _load_options(spec: ModelSpec) -> dict[str, Any]:
     """What was typed and has no field of its own in the record, defaults left out."""
-    options = {"strip_prefix": spec.strip_prefix, "by_order": spec.by_order, "num_classes": spec.num_classes}
+    names = ("strip_prefix", "by_order", "num_classes", "model_dir")
+    options = {name: getattr(spec, name) for name in names}
     return {name: value for name, value in options.items() if value}
 
 

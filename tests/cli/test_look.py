@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from robustsuite.cli.doctor import _as_recorded, _overwritten
 from robustsuite.cli.listing import KINDS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -68,39 +67,6 @@ def test_doctor_reports_a_plugin_that_fails(run, tmp_path):
     result = run("doctor", "--plugin", "bad.py")
     assert result.exit_code == 0
     assert "not today" in result.stdout
-
-
-def test_doctor_tells_an_overwritten_package_by_its_files(monkeypatch, tmp_path):
-    from importlib import metadata
-
-    whole, stale = tmp_path / "whole.py", tmp_path / "stale.py"
-    whole.write_text("12345")
-    stale.write_text("123456789")
-
-    class File(metadata.PackagePath):
-        def locate(self) -> Path:
-            return tmp_path / self.name
-
-    def file(name: str, size: int) -> metadata.PackagePath:
-        made = File(f"robustbench/{name}")
-        made.size = size
-        return made
-
-    assert _as_recorded(file("whole.py", 5))
-    assert not _as_recorded(file("stale.py", 5))
-    lists = {
-        "torchattacks": [file("stale.py", 9), file("whole.py", 5)],
-        "robustbench": [file("stale.py", 5), file("whole.py", 5)],
-    }
-    monkeypatch.setattr(metadata, "version", lambda name: "1.0")
-    monkeypatch.setattr(metadata, "files", lambda name: lists[name])
-    (line,) = _overwritten()
-    assert line.status == "warning"
-    assert "1 of its files" in line.detail
-    assert "stale.py" in line.detail
-    lists["robustbench"] = [file("whole.py", 5)]
-    (line,) = _overwritten()
-    assert line.status == "ok"
 
 
 def test_check_accepts_the_example(run):

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from robustsuite.attacks.base import Attack
+from robustsuite.attacks.reference.passes import Counted
 from robustsuite.errors import PrerequisiteError, UsageError
 from robustsuite.models.classifier import Classifier
 from robustsuite.noise import ExampleNoise, fork_global, generator_seed
@@ -57,7 +58,7 @@ class AutoAttack(Attack):
         package = _package()
         seed, stage = noise.noise.seed, noise.noise.stage
         attack = package.AutoAttack(
-            _Counted(model),
+            Counted(model),
             device=model.device,
             eps=threat.radius,
             norm=threat.norm,
@@ -88,23 +89,6 @@ def _package() -> Any:
             "reference:autoattack needs the package pyautoattack, which is not installed; "
             "run: pip install 'robustsuite[reference]'."
         ) from error
-
-
-class _Counted:
-    """The model as a plain function with gradients; every pass is booked on the classifier."""
-
-    def __init__(self, model: Classifier) -> None:
-        self.model = model
-
-    def __call__(self, x: Tensor) -> Tensor:
-        logits = self.model.module(x).float()
-        self.model.passes.forward += x.shape[0]
-        if logits.requires_grad:
-            logits.register_hook(self._count)
-        return logits
-
-    def _count(self, grad: Tensor) -> None:
-        self.model.passes.backward += grad.shape[0]
 
 
 class _Contained:
