@@ -61,8 +61,11 @@ def load_subject(model: ModelOptions, data: DataOptions, device: str, plugins: d
         output=_output(model.output),
         randomized=model.randomized,
         num_classes=data.num_classes,
+        model_dir=model.model_dir,
     )
     subject = subject_of(spec, examples, device, plugins)
+    if model.eot:
+        subject = dataclasses.replace(subject, part=subject.part.model_copy(update={"eot": model.eot}))
     return dataclasses.replace(subject, classifier=wrapped(subject.classifier, subject.part.wrap))
 
 

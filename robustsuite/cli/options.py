@@ -38,7 +38,10 @@ class ModelOptions:
 
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A checkpoint, a folder with one and its sidecar, or py:module:factory."),
+        typer.Argument(
+            metavar="MODEL",
+            help="A checkpoint, a folder with one and its sidecar, py:module:factory, or robustbench:NAME@DATA/THREAT.",
+        ),
     ]
     arch: Annotated[
         str | None, _option(_MODEL, "--arch", metavar="NAME", help="An architecture, or py:module:factory.")
@@ -64,9 +67,17 @@ class ModelOptions:
         str, _option(_MODEL, "--output", metavar="logits|probabilities", help="What the model returns.")
     ] = "logits"
     randomized: Annotated[bool, _option(_MODEL, "--randomized", help="Declare that the model is random.")] = False
+    eot: Annotated[
+        int | None,
+        _option(_MODEL, "--eot", metavar="N", min=1, help="Draws of a random model per evaluation by an attack (20)."),
+    ] = None
     trust_pickle: Annotated[
         bool, _option(_MODEL, "--trust-pickle", help="Run the code in the checkpoint; the record will say so.")
     ] = False
+    model_dir: Annotated[
+        str | None,
+        _option(_MODEL, "--model-dir", metavar="DIR", help="Where robustbench's checkpoints lie (./models)."),
+    ] = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,8 @@ def show(prepared: "Prepared", runs: Path, *, as_json: bool) -> None:
     for name, reason in body["skipped"].items():
         console.say(f"{name} is skipped: {reason}")
     total = body["seconds"]
+    for name in body["flagged"]:
+        console.say(f"{name} runs only if a suspicion is raised")
     console.say(f"At most about {total:.0f} s on {body['device']} (upper bound; early success makes it cheaper).")
     console.say(f"Run key: {body['run_key']}; {_progress(body)}")
 
@@ -54,6 +56,7 @@ def document(prepared: "Prepared", runs: Path) -> dict[str, Any]:
     """The plan as one JSON document."""
     import torch
 
+    from robustsuite.evaluation.cascade import Parts
     from robustsuite.evaluation.ledger import Blocks, LedgerStore
     from robustsuite.evaluation.plan import estimate
 
@@ -61,11 +64,12 @@ def document(prepared: "Prepared", runs: Path) -> dict[str, Any]:
     run_dir = runs / request.run_key
     blocks = Blocks(request.data.n, request.block_size)
     store = LedgerStore(run_dir, blocks)
-    names = ["clean", *[s.plan.name for s in prepared.stages]]
+    names = ["clean", *[s.name for s in Parts.of(prepared.stages, request.protocol).cascade]]
     done = sum(all(store.path(name, b).exists() for name in names) for b in range(blocks.count))
     threads = torch.get_num_threads()
     torch.set_num_threads(request.threads)
-    costs = estimate(prepared.model, prepared.data, prepared.stages, request.slots)
+    planned = [s for s in prepared.stages if s.plan.when != "flagged"]
+    costs = estimate(prepared.model, prepared.data, planned, request.slots, request.protocol.tail_sample)
     torch.set_num_threads(threads)
     params = {s.plan.name: s.plan.params for s in prepared.stages}
     body = request.model_dump(mode="json")
@@ -93,6 +97,7 @@ def document(prepared: "Prepared", runs: Path) -> dict[str, Any]:
         "protocol": {"name": request.protocol.name, "version": request.protocol.version},
         "stages": stages,
         "skipped": prepared.skipped,
+        "flagged": [s.name for s in prepared.stages if s.plan.when == "flagged"],
         "seconds": round(sum(c.seconds for c in costs), 3),
         "device": request.device,
         "slots": request.slots,

@@ -9,9 +9,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from robustsuite.evaluation.evaluator import Run
-    from robustsuite.results.schema import Metric, Record
+    from robustsuite.results.schema import Metric, Record, TailPart
 
-_BOUNDS = {"robust_accuracy": "at most", "certified_accuracy": "at least"}
+_BOUNDS = {
+    "robust_accuracy": "at most",
+    "certified_accuracy": "at least",
+    "expected_robust_accuracy": "at most",
+    "majority_robust_accuracy": "at most",
+    "worst_of_k_robust_accuracy": "at most",
+}
 
 
 def show(run: "Run", *, as_json: bool, recalled: bool = False) -> None:
@@ -51,6 +57,7 @@ def document(record: "Record", directory: Path, *, resumed: bool) -> dict[str, A
         "stages": body["stages"],
         "flags": body["flags"],
         "unreliable": record.unreliable,
+        "tail": body["tail"],
         "contradictions": body["contradictions"],
         "stage_seconds": body["host"]["stage_seconds"],
         "record": str(directory / "record.json"),
@@ -87,7 +94,12 @@ def _show_record(record: "Record", directory: Path, note: str = "") -> None:
         f"{request.threat.eps}, protocol {request.protocol.name} version {request.protocol.version}{state}"
         f"{f' ({note})' if note else ''}"
     )
+    if request.model.eot:
+        eot, draws = request.model.eot, request.model.draws
+        console.say(f"a random model: attacks see means over {eot} draws, verdicts count K = {draws} others")
     out.print(_metrics(record))
+    if record.tail:
+        console.say(_tail(record.tail))
     out.print(_stages(record))
     for flag in record.flags:
         if flag.raised:
@@ -121,13 +133,26 @@ def _stages(record: "Record") -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage")
-    for title in ("in", "broke", "certified", "errors", "audited", "forward", "backward", "seconds"):
+    for title in ("in", "broke", "alone", "certified", "errors", "audited", "forward", "backward", "seconds"):
         table.add_column(title, justify="right")
     table.add_column("note")
     seconds = record.host.stage_seconds
     for s in record.stages:
-        counts = [s.n_in, s.n_broken, s.n_certified, s.n_error, s.n_audited, s.forward, s.backward]
+        counts = [f"{c:,}" for c in (s.n_in, s.n_broken, s.n_certified, s.n_error, s.n_audited, s.forward, s.backward)]
+        counts.insert(2, "" if s.n_exclusive is None else f"{s.n_exclusive:,}")
         took = f"{seconds.get(s.name, 0.0):.1f}"
         note = f"{s.status}: {s.reason}" if s.status != "done" else f"{s.n_refused} refused" if s.n_refused else ""
-        table.add_row(s.name, *(f"{c:,}" for c in counts), took, note)
+        table.add_row(s.name, *counts, took, note)
     return table
+
+
+def _tail(tail: "TailPart") -> str:
+    """What the sampled tail says, in a sentence."""
+    seen = f"the tail ran on {tail.sampled} of {tail.survivors} survivors and broke {tail.broken}"
+    if tail.sampled == tail.survivors:
+        why = ", so many in its sample that the rest followed" if tail.rest_run else ""
+        return f"{seen}{why}: nothing is estimated."
+    return (
+        f"{seen}: the whole protocol's robust accuracy is estimated at {100 * tail.estimate:.1f} %, at least "
+        f"{100 * tail.lower:.1f} % (95 %, one-sided), at most {100 * tail.upper:.1f} %."
+    )

@@ -37,6 +37,15 @@ def choose_protocol(
     return with_params(chosen, values.pairs("-A", params))
 
 
+def adjusted(protocol: "ProtocolPart", tail_sample: int | None, contributions: bool | None) -> "ProtocolPart":
+    """The protocol with what the command line says of its tail and of exclusive contributions."""
+    from robustsuite.evaluation.protocol import with_tail_sample
+
+    if contributions is not None:
+        protocol = protocol.model_copy(update={"contributions": contributions})
+    return with_tail_sample(protocol, tail_sample) if tail_sample is not None else protocol
+
+
 def prepare_run(model: ModelOptions, data: DataOptions, run: RunOptions, protocol: "ProtocolPart") -> "Prepared":
     """Load everything and build the request; nothing is written."""
     from robustsuite.evaluation.evaluator import prepare

@@ -103,7 +103,7 @@ def _print(item: dict[str, Any]) -> None:
         console.say(f"version {item['version']}")
         for s in item["stages"]:
             params = ", ".join(f"{k}={v}" for k, v in s["params"].items())
-            when = " when supported" if s["when"] == "supported" else ""
+            when = {"supported": " when supported", "flagged": " when a suspicion is raised"}.get(s["when"], "")
             console.say(f"  {s['kind']} {s['name']}{when}{': ' + params if params else ''}")
         console.say("")
         return

@@ -46,10 +46,12 @@ def verify(
 
 def _load(record: "Record", model: str | None, data: str | None, device: str, plugins: dict[str, str]) -> Subject:
     from robustsuite.data.reference import load_data
+    from robustsuite.models.randomized import sampled
 
     part = record.request.data
     source = data or part.source
     examples = load_data(source, split=part.split, subset=part.subset, num_classes=part.num_classes)
     subject = subject_of(spec_of(record.request.model, model), examples, device, plugins)
     # The record's word, not the sidecar's: a certifier may have put the model into a smoothed one.
-    return dataclasses.replace(subject, classifier=wrapped(subject.classifier, record.request.model.wrap))
+    classifier, _ = sampled(wrapped(subject.classifier, record.request.model.wrap), record.request.model)
+    return dataclasses.replace(subject, classifier=classifier)

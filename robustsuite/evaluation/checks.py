@@ -4,48 +4,52 @@ Each check that fails names its evidence and the remedy. Those in `FATAL` refuse
 follows would mean anything; the others become flags of the record.
 """
 
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustsuite.data.dataset import Dataset
 from robustsuite.errors import ContractError
-from robustsuite.models.classifier import Classifier, margins
-from robustsuite.noise import Noise
+from robustsuite.evaluation.check_gradients import forward_effects, gradients, quantised_input
+from robustsuite.evaluation.check_sample import Sample, flag
+from robustsuite.models.classifier import Classifier
 from robustsuite.results.schema import Flag
 
 _EXAMPLES = 64
 FATAL = frozenset({"finite_logits", "eval_mode", "probabilities", "batch_dependence", "randomness"})
-UNRELIABLE = frozenset({"zero_gradients", "nan_gradients", "gradient_mismatch", "score_beats_white_box", "declared"})
+UNRELIABLE = frozenset(
+    {
+        "zero_gradients",
+        "nan_gradients",
+        "gradient_mismatch",
+        "quantised_input",
+        "test_time_optimisation",
+        "stateful",
+        "score_beats_white_box",
+        "zero_gradients_under_attack",
+        "single_step_beats_multi_step",
+        "more_steps_help_nothing",
+        "unbounded_attack_fails",
+        "noise_beats_white_box",
+        "probe_beats_run",
+    }
+)
 """Flags that, when raised, mean that gradient attacks cannot be trusted on this model."""
-
-
-@dataclass(frozen=True)
-class _Sample:
-    model: Classifier
-    x: Tensor
-    y: Tensor
-    ids: Tensor
-    logits: Tensor
-    seed: int
 
 
 def check_model(model: Classifier, data: Dataset, seed: int = 0) -> list[Flag]:
     """Run every check on up to 64 examples spread over the data; no check depends on a global state."""
     index = torch.linspace(0, len(data) - 1, min(_EXAMPLES, len(data))).long()
     x, y = data.x[index].to(model.device), data.y[index].to(model.device)
-    sample = _Sample(model, x, y, data.ids[index].to(model.device), model.logits(x), seed)
+    sample = Sample(model, x, y, data.ids[index].to(model.device), model.logits(x), seed)
     flags = [_eval_mode(sample), _finite(sample)]
     if flags[-1].raised:
         return flags
     flags += [_probabilities(sample), _randomness(sample)]
     if not flags[-1].raised:
         flags.append(_batch_dependence(sample))
-    flags.append(_normalisation(sample))
+    flags += [_normalisation(sample), quantised_input(sample), *forward_effects(sample)]
     if model.facts.differentiable != "none":
-        flags += _gradients(sample)
+        flags += gradients(sample)
     return flags
 
 
@@ -59,7 +63,7 @@ def refuse(flags: list[Flag], randomized: bool) -> None:
         raise ContractError(f"the model breaks its contract. {text}")
 
 
-def _eval_mode(s: _Sample) -> Flag:
+def _eval_mode(s: Sample) -> Flag:
     training = [name or "the model" for name, m in s.model.module.named_modules() if m.training]
     return Flag(
         name="eval_mode",
@@ -69,7 +73,7 @@ def _eval_mode(s: _Sample) -> Flag:
     )
 
 
-def _finite(s: _Sample) -> Flag:
+def _finite(s: Sample) -> Flag:
     bad = ~torch.isfinite(s.logits).all(1)
     where = s.ids[bad][:5].tolist()
     return Flag(
@@ -82,22 +86,27 @@ def _finite(s: _Sample) -> Flag:
     )
 
 
-def _probabilities(s: _Sample) -> Flag:
-    sums = s.logits.sum(1)
-    hit = bool((s.logits >= 0).all() and (s.logits <= 1).all() and ((sums - 1).abs() < 1e-3).all())
-    return Flag(
-        name="probabilities",
-        raised=hit,
-        evidence="every output row lies in [0,1] and sums to 1: a softmax output, whose gradients vanish"
-        if hit
+def _probabilities(s: Sample) -> Flag:
+    """Rows that are non-negative with one and the same sum, at the images or at noisy ones."""
+    scale = max(_common_sum(s.logits), _common_sum(s.model.logits(s.nudged("probabilities", 8 / 255))))
+    return flag(
+        "probabilities",
+        scale > 0,
+        f"every output row is non-negative and sums to {scale:.3g}: a softmax output, whose gradients vanish"
+        if scale > 0
         else "outputs are not probabilities",
-        remedy="Return logits (remove the last softmax), or pass --output probabilities to take their log."
-        if hit
-        else "",
+        "Return logits (remove the last softmax), or pass --output probabilities to take their log.",
     )
 
 
-def _randomness(s: _Sample) -> Flag:
+def _common_sum(logits: Tensor) -> float:
+    """The sum that all rows have, or 0 where they differ or hold negative values."""
+    sums = logits.sum(1)
+    same = bool((logits >= 0).all() and ((sums - sums[0]).abs() < 1e-3 * sums[0]).all())
+    return float(sums[0]) if same else 0.0
+
+
+def _randomness(s: Sample) -> Flag:
     again = [s.model.logits(s.x) for _ in range(2)]
     gap = max(float((s.logits - other).abs().max()) for other in again)
     # On one machine a pass at one shape repeats bit by bit; some GPU kernels add in any order.
@@ -113,7 +122,7 @@ def _randomness(s: _Sample) -> Flag:
     )
 
 
-def _batch_dependence(s: _Sample) -> Flag:
+def _batch_dependence(s: Sample) -> Flag:
     """The same image alone, in a batch of 7 and among all must get the same logits."""
     scale = max(1.0, float(s.logits.abs().max()))
     worst, k = 0.0, min(7, len(s.y))
@@ -132,7 +141,7 @@ def _batch_dependence(s: _Sample) -> Flag:
     )
 
 
-def _normalisation(s: _Sample) -> Flag:
+def _normalisation(s: Sample) -> Flag:
     """Normalisation declared twice shows in the module, declared nowhere in the accuracy."""
     layers = [type(m).__name__ for m in _leaves(s.model.module)[:3]]
     twice = sum(name.lower().startswith("normali") for name in layers) > 1
@@ -152,63 +161,3 @@ def _normalisation(s: _Sample) -> Flag:
 
 def _leaves(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if not list(m.children())]
-
-
-def _gradients(s: _Sample) -> list[Flag]:
-    """Zero and NaN gradients, and finite differences against autograd along the gradient."""
-    try:
-        _, grad = s.model.gradient(s.x, lambda z: F.cross_entropy(z, s.y, reduction="none"))
-        _, slope = s.model.gradient(s.x, lambda z: margins(z, s.y))
-    except RuntimeError as error:
-        evidence = f"no gradient reaches the input ({str(error).splitlines()[0]})"
-        remedy = "Declare a surrogate, or rely on score-based attacks."
-        return [Flag(name="zero_gradients", raised=True, evidence=evidence, remedy=remedy)]
-    nan = int((~torch.isfinite(grad)).flatten(1).any(1).sum())
-    zero = int((grad.flatten(1) == 0).all(1).sum())
-    n = len(s.y)
-    flags = [
-        Flag(
-            name="nan_gradients",
-            raised=nan > 0,
-            evidence=f"cross-entropy gradients are not finite on {nan} of {n} images",
-            remedy="Gradient attacks fail there: look for square roots and logs of zero." if nan else "",
-        ),
-        Flag(
-            name="zero_gradients",
-            raised=zero > 0.01 * n,
-            evidence=f"cross-entropy gradients are exactly zero on {zero} of {n} images",
-            remedy="A sign of saturation: margin losses and score-based attacks are needed." if zero else "",
-        ),
-    ]
-    return [*flags, _finite_differences(s, slope.nan_to_num(0.0))]
-
-
-def _finite_differences(s: _Sample, slope: Tensor) -> Flag:
-    """Directional derivative of the margin along its own gradient and a keyed direction mixed in.
-
-    Measured with a central difference over a step that is large enough for float32 and small against the data. A
-    network that is piecewise linear may have a kink in between, so the median decides.
-    """
-    signs = Noise(s.seed, "checks/direction").at(s.ids).signs(tuple(s.x.shape[1:]))
-    direction = slope.sign() + 0.5 * signs
-    step = 1e-3
-    high, low = (margins(s.model.logits(s.x + k * step * direction), s.y) for k in (1, -1))
-    measured = ((high - low) / (2 * step)).double()
-    claimed = (slope.double() * direction).flatten(1).sum(1)
-    scale = torch.maximum(measured.abs(), claimed.abs())
-    usable = scale > 1e-4 * (1 + s.logits.abs().amax(1).double())
-    if int(usable.sum()) < max(4, len(s.y) // 8):
-        flat = "the margin is flat along its gradient on almost every image"
-        remedy = "A sign of quantised inputs or saturation."
-        return Flag(name="gradient_mismatch", raised=True, evidence=flat, remedy=remedy)
-    ratio = ((measured - claimed).abs() / scale)[usable]
-    median = float(ratio.median())
-    bad = median > 0.5
-    return Flag(
-        name="gradient_mismatch",
-        raised=bad,
-        evidence=f"finite differences and autograd differ by {median:.0%} (median over {int(usable.sum())} images)",
-        remedy="Gradients are masked or substituted: a backward-pass substitute or score-based attacks are needed."
-        if bad
-        else "",
-    )

@@ -33,6 +33,8 @@ class Finished:
     lane: int
     evaluations: int
     refused: int
+    left: Verdict | None = None
+    """A survivor's strongest point, where the model is random."""
 
 
 @dataclass
@@ -47,6 +49,7 @@ class _Course:
     claimed: int | None = None
     refused: int = 0
     muted: dict[int, int] = field(default_factory=dict)  # lane -> evaluations up to which fooling is ignored
+    strongest: Verdict | None = None  # of the lanes that failed, where the model is random
 
     def failed(self) -> bool:
         return len(self.spent) == self.lanes
@@ -58,6 +61,7 @@ class _Claim:
     lane: int
     evaluations: int
     x_adv: Tensor
+    verdict: Verdict | None = None  # where it has been judged already
 
 
 class Engine:
@@ -171,21 +175,22 @@ class Engine:
             course, lane = pair
             self._release(course, lane)
             if fooled[slot]:
-                self._claim(course, lane, counts[slot], self.state.x_adv[slot].clone())
+                self._claim(_Claim(course, lane, counts[slot], self.state.x_adv[slot].clone()))
                 continue
             course.spent[lane] = counts[slot]
             if course.failed():
                 del self.open[course.position]
                 yield Finished(course.position, None, -1, sum(course.spent.values()), course.refused)
 
-    def _claim(self, course: _Course, lane: int, evaluations: int, x_adv: Tensor) -> None:
+    def _claim(self, claim: _Claim) -> None:
         """A lane believes that it succeeded. Higher lanes are given up; lower ones run on, for they go first."""
+        course, lane = claim.course, claim.lane
         for higher in [k for k in course.running if k > lane]:
             self._release(course, higher)
         course.spent = {k: v for k, v in course.spent.items() if k < lane}
         course.claimed = lane
         self.claims = [c for c in self.claims if c.course is not course or c.lane < lane]
-        self.claims.append(_Claim(course, lane, evaluations, x_adv))
+        self.claims.append(claim)
 
     def _release(self, course: _Course, lane: int) -> None:
         slot = course.running.pop(lane)
@@ -211,9 +216,7 @@ class Engine:
         self.claims = [c for c in self.claims if c.course.running]
         for start in range(0, len(ready), self.slots):
             chunk = ready[start : start + self.slots]
-            x, y, ids, _ = self.rows([c.course.position for c in chunk])
-            verdicts = self.judge(x, y, ids, torch.stack([c.x_adv for c in chunk]))
-            for claim, verdict in zip(chunk, verdicts, strict=True):
+            for claim, verdict in zip(chunk, self._verdicts(chunk), strict=True):
                 course = claim.course
                 if verdict.broken:
                     del self.open[course.position]
@@ -224,6 +227,53 @@ class Engine:
                     course.claimed = None
                     course.muted[claim.lane] = claim.evaluations - 1
                     course.next_lane = claim.lane
+
+    def _verdicts(self, claims: Sequence[_Claim]) -> list[Verdict]:
+        x, y, ids, _ = self.rows([c.course.position for c in claims])
+        return self.judge(x, y, ids, torch.stack([c.x_adv for c in claims]))
+
+
+class VotingEngine(Engine):
+    """The engine for a model that draws as it predicts, on the examples of one block.
+
+    No lane stops when its draws look fooled: it would stop where about half of them are, while the attack can go on
+    to fool all. Every lane spends its budget, and the jury then votes on the best point it knows (`x_best` of the
+    state, or where it stands). So there is nothing to refuse and nothing to repeat.
+    """
+
+    def _load(self, work: list[tuple[int, _Course, int]]) -> None:
+        for _, course, lane in work:
+            course.muted[lane] = self.stepper.budget
+        super()._load(work)
+
+    def _retire(self) -> Iterator[Finished]:
+        assert self.state is not None
+        done, counts = self.state.done.tolist(), self.state.it.tolist()
+        found = getattr(self.state, "x_best", self.state.x_adv)
+        ended: list[_Claim] = []
+        for slot, pair in enumerate(self.owner):
+            if done[slot] and pair is not None:
+                course, lane = pair
+                self._release(course, lane)
+                ended.append(_Claim(course, lane, counts[slot], found[slot].clone()))
+        for claim, verdict in zip(ended, self._verdicts(ended) if ended else [], strict=True):
+            course, claim.verdict = claim.course, verdict
+            if course.claimed is not None and course.claimed < claim.lane:
+                continue  # a lower lane succeeded in this very round
+            if verdict.broken:
+                self._claim(claim)
+                continue
+            course.spent[claim.lane] = claim.evaluations
+            if course.strongest is None or verdict.wrong > course.strongest.wrong:
+                course.strongest = verdict
+            if course.failed():
+                del self.open[course.position]
+                spent = sum(course.spent.values())
+                yield Finished(course.position, None, -1, spent, course.refused, course.strongest)
+
+    def _verdicts(self, claims: Sequence[_Claim]) -> list[Verdict]:
+        known = [c.verdict for c in claims if c.verdict is not None]
+        return known if known else super()._verdicts(claims)
 
 
 def _select(state: State, index: Tensor) -> State:

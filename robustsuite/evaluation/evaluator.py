@@ -4,28 +4,30 @@ The run's directory is the checkpoint. The same command again resumes it; a fini
 is another directory. Shards write into the same directory, and whoever finds all blocks there seals the record.
 """
 
-import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from robustsuite.certification.base import Certifier
 from robustsuite.data.dataset import Dataset
 from robustsuite.errors import InputError, UsageError
+from robustsuite.evaluation.cascade import Cascade, Parts
 from robustsuite.evaluation.checks import check_model, refuse
-from robustsuite.evaluation.ledger import Blocks, LedgerStore, Outcome, StageLedger
+from robustsuite.evaluation.ledger import AUDIT, CLEAN, OVERLAP, REST, Blocks, LedgerStore, Outcome
 from robustsuite.evaluation.plan import build_request
 from robustsuite.evaluation.progress import Progress, Silent
 from robustsuite.evaluation.protocol import Stage, resolve
 from robustsuite.evaluation.seal import failure, seal
-from robustsuite.evaluation.stages import Bench, run_clean, run_stage
+from robustsuite.evaluation.stages import Bench
+from robustsuite.evaluation.verdicts import VERDICT
 from robustsuite.models.classifier import Classifier
+from robustsuite.models.randomized import sampled
+from robustsuite.noise import Noise
 from robustsuite.results.records import load_record
 from robustsuite.results.schema import Flag, ModelPart, ProtocolPart, Record, Request
 from robustsuite.results.store import read_json, write_json
@@ -80,6 +82,7 @@ def prepare(
         subject = stage.plugin.subject(model) if isinstance(stage.plugin, Certifier) else model
         if subject is not model:
             model, part = subject, part.model_copy(update={"wrap": _wrap_of(stage)})
+    model, part = sampled(model, part)
     request = build_request(
         part,
         data,
@@ -145,9 +148,9 @@ def evaluate(
         resumed = any((run_dir / "ledger").rglob("*.safetensors"))
         bench = Bench(prepared.model, prepared.data, prepared.threat, request.seed, request.slots, progress)
         store = LedgerStore(run_dir, blocks)
-        _run_shard(bench, store, prepared.stages, run_dir)
-        missing = _missing(store, prepared.stages)
-        if missing:
+        cascade = Cascade(bench, store, prepared.stages, request.protocol)
+        cascade.run()
+        if missing := cascade.missing():
             return Run(run_dir, None, resumed, missing)
         with _lock(runs, request.run_key, "seal"):
             record = seal(
@@ -167,6 +170,7 @@ def evaluate(
 def _open(run_dir: Path, prepared: Prepared) -> list[Flag]:
     """Create or check the directory; the model's checks are made once and kept."""
     if not (run_dir / "request.json").exists():
+        prepared.model.restart(Noise(prepared.request.seed, "checks"))
         flags = check_model(prepared.model, prepared.data, prepared.request.seed)
         refuse(flags, prepared.model.facts.randomized)
         write_json(run_dir / "checks.json", {"flags": [f.model_dump(mode="json") for f in flags]})
@@ -193,13 +197,15 @@ def _same_request(run_dir: Path, request: Request) -> None:
 def _reopen(run_dir: Path, stages: list[Stage]) -> None:
     """A partial run is tried again: failed blocks are forgotten, with what later stages made of them."""
     (run_dir / "record.json").unlink()
-    for audit in [*(run_dir / "ledger").glob("audit-*"), *(run_dir / "adversarials").glob("audit-*")]:
-        for path in audit.glob("*.safetensors"):
-            path.unlink()
-    store = LedgerStore(run_dir, Blocks(0, 1))
-    names = ["clean", *[s.plan.name for s in stages]]
     request = Request.model_validate(read_json(run_dir / "request.json"))
-    store.blocks = Blocks(request.data.n, request.block_size)
+    parts = Parts.of(stages, request.protocol)
+    # What hangs on the outcome of all blocks is done again as a whole.
+    late = [s.name for s in (*parts.tail, *parts.flagged)]
+    for pattern in (*late, VERDICT, f"{AUDIT}*", f"{OVERLAP}*", f"{REST}*"):
+        for path in [*run_dir.glob(f"ledger/{pattern}/*"), *run_dir.glob(f"adversarials/{pattern}/*")]:
+            path.unlink()
+    store = LedgerStore(run_dir, Blocks(request.data.n, request.block_size))
+    names = [CLEAN, *[s.name for s in parts.cascade]]
     for block in range(store.blocks.count):
         failed = False
         for name in names:
@@ -207,49 +213,6 @@ def _reopen(run_dir: Path, stages: list[Stage]) -> None:
             failed |= found is not None and bool((found[0].outcome == Outcome.ERROR).any())
             if failed:
                 store.drop(name, block)
-
-
-def _run_shard(bench: Bench, store: LedgerStore, stages: list[Stage], run_dir: Path) -> None:
-    """All stages in order over the blocks of this shard, finished ones read back instead of run."""
-    mine = store.blocks.mine()
-    decided = np.zeros(store.blocks.n, bool)
-    for stage in [None, *stages]:
-        name = stage.plan.name if stage else "clean"
-        parts: dict[int, StageLedger] = {}
-        for block in mine:
-            found = store.read(name, block)
-            if found:
-                parts[block] = found[0]
-        todo = [b for b in mine if b not in parts]
-        if todo:
-            before, start = _passes(bench.model), time.perf_counter()
-            if stage is None:
-                parts |= run_clean(bench, store, todo)
-            else:
-                parts |= run_stage(bench, store, stage, todo, ~decided)
-            _event(run_dir, name, time.perf_counter() - start, before, _passes(bench.model))
-        for block, part in parts.items():
-            positions = store.blocks.positions(block)
-            decided[positions] |= (part.outcome == Outcome.BROKEN) | (part.outcome == Outcome.CERTIFIED)
-            if stage is None:
-                bench.clean_logits[positions] = torch.from_numpy(part.extra["logits"].copy())
-
-
-def _missing(store: LedgerStore, stages: list[Stage]) -> int:
-    names = ["clean", *[s.plan.name for s in stages]]
-    blocks = range(store.blocks.count)
-    return sum(any(not store.path(name, block).exists() for name in names) for block in blocks)
-
-
-def _passes(model: Classifier) -> tuple[int, int]:
-    return model.passes.forward, model.passes.backward
-
-
-def _event(run_dir: Path, stage: str, seconds: float, before: tuple[int, int], after: tuple[int, int]) -> None:
-    """What it took, beside the ledger: times never mix with outcomes."""
-    line = {"stage": stage, "seconds": seconds, "forward": after[0] - before[0], "backward": after[1] - before[1]}
-    with suppress(OSError), (run_dir / "events.jsonl").open("a") as file:  # no outcome hangs on it
-        file.write(json.dumps(line) + "\n")
 
 
 @contextmanager

@@ -13,6 +13,10 @@ import numpy as np
 from robustsuite.errors import InputError
 from robustsuite.results.store import read_arrays, write_arrays
 
+CLEAN = "clean"
+# Prefixes of stages that are run again, on other examples than the first time.
+AUDIT, OVERLAP, REST = "audit-", "overlap-", "rest-"
+
 
 class Outcome(IntEnum):
     """What a stage did to an example."""
@@ -133,8 +137,11 @@ class LedgerStore:
         return self.run_dir / "adversarials" / stage / f"{block:05d}.safetensors"
 
     def write(self, stage: str, block: int, part: StageLedger, adversarials: dict[int, np.ndarray], note: Note) -> None:
-        """Store a finished block: adversarial examples first, so that a verdict never lacks its evidence."""
-        if adversarials:
+        """Store a finished block: adversarial examples first, so that a verdict never lacks its evidence.
+
+        What a second attack made of a broken example is no evidence for any number, so it is not kept.
+        """
+        if adversarials and not stage.startswith(OVERLAP):
             positions = sorted(adversarials)
             arrays = {
                 "position": np.array(positions, np.int64),

@@ -44,6 +44,7 @@ def build_request(
         raise UsageError(f"--slots must be at least 1, got {slots}.")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, got {threads}.")
+    slots = slots or default_slots(len(data), device)
     return Request(
         semantics_version=SEMANTICS_VERSION,
         model=part,
@@ -60,8 +61,9 @@ def build_request(
         threat=ThreatPart(norm=threat.norm, eps=str(threat.eps), eps_float=threat.radius),
         protocol=protocol,
         seed=seed,
-        slots=slots or default_slots(len(data), device),
-        block_size=max(_MIN_BLOCK, -(-len(data) // _MAX_BLOCKS)),
+        slots=slots,
+        # A random model is run a block at a time, which should fill the slots.
+        block_size=max(_MIN_BLOCK, -(-len(data) // _MAX_BLOCKS), slots if part.eot else 0),
         threads=threads or cores(),
         device=device.type,
         plugins=plugins,
@@ -92,8 +94,13 @@ class StageCost:
     seconds: float
 
 
-def estimate(model: Classifier, data: Dataset, stages: list[Stage], slots: int) -> list[StageCost]:
-    """Upper bounds of cost, from one warm batch: early success only makes a stage cheaper."""
+def estimate(
+    model: Classifier, data: Dataset, stages: list[Stage], slots: int, tail_sample: int | None = None
+) -> list[StageCost]:
+    """Upper bounds of cost, from one warm batch: early success only makes a stage cheaper.
+
+    Tail stages are counted on their sample alone; they go on to all survivors when it breaks too often.
+    """
     x = data.x[torch.arange(slots) % len(data)].to(model.device)
     forward = _seconds(lambda: model.logits(x)) / slots
     both = _seconds(lambda: model.gradient(x, lambda logits: logits.sum(1))) / slots
@@ -104,7 +111,7 @@ def estimate(model: Classifier, data: Dataset, stages: list[Stage], slots: int) 
         times = 1
         if isinstance(stage.plugin, Stepper):
             times = stage.plugin.budget * stage.plugin.lanes(model.num_classes)
-        n = len(data)
+        n = min(len(data), tail_sample or len(data)) if stage.plan.tail else len(data)
         each = times * (model.per_evaluation if isinstance(stage.plugin, Attack) else 1)
         seconds = n * times * (both * min(f, b) + forward * max(f - b, 0))
         costs.append(StageCost(stage.plan.name, n, n * each * f, n * each * b, seconds))

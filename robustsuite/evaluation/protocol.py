@@ -24,8 +24,10 @@ class _StageDocument(BaseModel):
     attack: str | None = None
     certifier: str | None = None
     name: str | None = None
-    when: Literal["always", "supported"] = "always"
+    when: Literal["always", "supported", "flagged"] = "always"
+    tail: bool = False
     params: dict[str, Any] = {}
+    norm_params: dict[str, dict[str, Any]] = {}
 
 
 class _ProtocolDocument(BaseModel):
@@ -33,6 +35,7 @@ class _ProtocolDocument(BaseModel):
 
     name: str
     version: int
+    contributions: bool = False
     stages: list[_StageDocument]
 
 
@@ -56,7 +59,19 @@ def load_protocol(name: str) -> ProtocolPart:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors())
         raise InputError(f"{path.name} is not a protocol. {problems}.") from error
     stages = [_stage(s, path.name) for s in document.stages]
-    return ProtocolPart(name=document.name, version=document.version, stages=_distinct(stages))
+    ranks = [_rank(s) for s in stages]
+    if ranks != sorted(ranks):
+        raise InputError(f"{path.name}: stages marked 'tail' come after all others, and 'when: flagged' ones last.")
+    return ProtocolPart(
+        name=document.name,
+        version=document.version,
+        stages=_distinct(stages),
+        contributions=document.contributions,
+    )
+
+
+def _rank(stage: StagePlan) -> int:
+    return 2 if stage.when == "flagged" else int(stage.tail)
 
 
 def custom_protocol(attacks: list[str], certifiers: list[str]) -> ProtocolPart:
@@ -75,7 +90,9 @@ def _stage(document: _StageDocument, where: str) -> StagePlan:
         kind="attack" if document.attack else "certifier",
         plugin=plugin,
         params=document.params,
+        norm_params=document.norm_params,
         when=document.when,
+        tail=document.tail,
     )
 
 
@@ -111,7 +128,16 @@ def with_params(protocol: ProtocolPart, overrides: dict[str, Any]) -> ProtocolPa
             params[name][param] = value
     stages = tuple(s.model_copy(update={"params": params[s.name]}) for s in protocol.stages)
     name = protocol.name if protocol.name == "custom" or protocol.name.endswith("+") else f"{protocol.name}+"
-    return ProtocolPart(name=name, version=protocol.version, stages=stages)
+    return protocol.model_copy(update={"name": name, "stages": stages})
+
+
+def with_tail_sample(protocol: ProtocolPart, count: int) -> ProtocolPart:
+    """The same with its tail stages on ``count`` of the survivors; raises `UsageError` when it has no tail."""
+    if count < 1:
+        raise UsageError(f"--tail-sample must be at least 1, got {count}.")
+    if not any(s.tail for s in protocol.stages):
+        raise UsageError(f"protocol '{protocol.name}' marks no stage as its tail; standard and strong do.")
+    return protocol.model_copy(update={"name": f"{protocol.name}~{count}", "tail_sample": count})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,23 +148,33 @@ class Stage:
     entry: Entry
     plugin: Attack | Certifier
 
+    @property
+    def name(self) -> str:
+        """What keys its randomness and names its files."""
+        return self.plan.name
+
+    @property
+    def attacks(self) -> bool:
+        """Whether it is an attack, not a certifier."""
+        return self.plan.kind == "attack"
+
 
 def resolve(protocol: ProtocolPart, threat: ThreatModel) -> tuple[ProtocolPart, list[Stage]]:
     """Look the plugins up, fill in their defaults and check that they know the norm.
 
-    A ``supported`` stage whose plugin does not know the norm is left out of the protocol. Raises `UnknownNameError`
-    or `UsageError` before anything is run.
+    A ``supported`` or ``flagged`` stage whose plugin does not know the norm is left out of the protocol. Raises
+    `UnknownNameError` or `UsageError` before anything is run.
     """
     stages = []
     for plan in protocol.stages:
         entry = _entry(plan)
         norms = entry.facts.get("norms", (threat.norm,))
         if threat.norm not in norms:
-            if plan.when == "supported":
+            if plan.when != "always":
                 continue
             raise UsageError(f"{plan.kind} '{plan.plugin}' does not know {threat.norm}; it knows {', '.join(norms)}.")
-        plugin = make(entry, plan.params)
-        full = plan.model_copy(update={"params": _params(plugin)})
+        plugin = make(entry, {**plan.norm_params.get(threat.norm, {}), **plan.params})
+        full = plan.model_copy(update={"params": _params(plugin), "norm_params": {}})
         stages.append(Stage(full, entry, plugin))
     if not stages:
         raise UsageError("the protocol has no stage for this threat model.")

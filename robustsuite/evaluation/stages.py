@@ -1,6 +1,11 @@
-"""Running one stage: only on what is still undecided, block by block, and no failure costs what is finished."""
+"""Running one stage: only on what is still undecided, block by block, and no failure costs what is finished.
 
-from collections.abc import Iterable, Iterator, Sequence
+A model that draws as it predicts draws for a whole pass at once. Each of its blocks is therefore run for itself and
+with a stream of its own, so that what an example meets depends on its block alone, whatever was done before or is done
+elsewhere; another order of the data is another run.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +16,14 @@ from robustsuite.attacks.base import Attack, Stepper
 from robustsuite.certification.base import Certificates, Certifier
 from robustsuite.data.dataset import Dataset
 from robustsuite.errors import ContractError, PrerequisiteError
-from robustsuite.evaluation.engine import Engine, Finished
-from robustsuite.evaluation.judge import Judge, Verdict
-from robustsuite.evaluation.ledger import LedgerStore, Note, Outcome, StageLedger
+from robustsuite.evaluation.engine import Engine, Finished, VotingEngine
+from robustsuite.evaluation.judge import Judge, Jury, Poll
+from robustsuite.evaluation.ledger import LedgerStore, Outcome, StageLedger
+from robustsuite.evaluation.pending import Pending
 from robustsuite.evaluation.progress import Progress
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.models.classifier import Classifier, margins
+from robustsuite.models.randomized import RandomizedClassifier
 from robustsuite.noise import Noise
 from robustsuite.threat import ThreatModel
 
@@ -36,6 +43,11 @@ class Bench:
     def __post_init__(self) -> None:
         self.clean_logits = torch.zeros(len(self.data), self.model.num_classes)
 
+    @property
+    def votes(self) -> bool:
+        """Whether keyed draws of the model are counted for every verdict."""
+        return isinstance(self.model, RandomizedClassifier)
+
     def rows(self, positions: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x, y, ids and clean logits of examples, on the model's device."""
         index = torch.as_tensor(positions, dtype=torch.long)
@@ -45,84 +57,60 @@ class Bench:
 
     def judge(self) -> Judge:
         """The evaluator's verdict, at the run's batch shape."""
+        if self.votes:
+            return self.jury("judge")
         return Judge(self.model, self.threat, Noise(self.seed, "judge"), self.slots)
 
-
-class _Pending:
-    """Blocks in the making: rows come in any order, a block is written when its last one has come."""
-
-    def __init__(self, store: LedgerStore, stage: str, blocks: Iterable[int], eligible: np.ndarray, slots: int) -> None:
-        self.store, self.stage, self.slots, self.guarantee = store, stage, slots, ""
-        self.parts: dict[int, StageLedger] = {}
-        self.open: dict[int, set[int]] = {}
-        self.adversarials: dict[int, dict[int, np.ndarray]] = {}
-        self.finished: dict[int, StageLedger] = {}
-        for block in blocks:
-            positions = store.blocks.positions(block)
-            self.parts[block] = StageLedger.empty(len(positions))
-            self.open[block] = {int(p) for p in positions if eligible[p]}
-            self.adversarials[block] = {}
-        for block in [b for b, waiting in self.open.items() if not waiting]:
-            self._close(block)
-
-    @property
-    def todo(self) -> list[int]:
-        return [p for block in sorted(self.open) for p in sorted(self.open[block])]
-
-    def row(self, position: int) -> tuple[StageLedger, int]:
-        block = position // self.store.blocks.size
-        return self.parts[block], position - block * self.store.blocks.size
-
-    def done(self, position: int, x_adv: np.ndarray | None = None) -> None:
-        block = position // self.store.blocks.size
-        if x_adv is not None:
-            self.adversarials[block][position] = x_adv
-        self.open[block].discard(position)
-        if not self.open[block]:
-            self._close(block)
-
-    def fail(self, error: str) -> None:
-        """Mark whatever is not finished as an error, and close its blocks."""
-        for block in sorted(self.open):
-            for position in self.open[block]:
-                part, row = self.row(position)
-                part.outcome[row] = Outcome.ERROR
-            self._close(block, error)
-
-    def _close(self, block: int, error: str = "") -> None:
-        note = Note(error, self.guarantee, self.slots)
-        self.store.write(self.stage, block, self.parts[block], self.adversarials.pop(block), note)
-        self.finished[block] = self.parts.pop(block)
-        self.open.pop(block)
+    def jury(self, purpose: str) -> Jury:
+        """The votes of a randomised model, with draws of their own for every purpose."""
+        assert isinstance(self.model, RandomizedClassifier)
+        return Jury(self.model, self.threat, Noise(self.seed, purpose), self.slots, self.data.ids)
 
 
 def run_clean(bench: Bench, store: LedgerStore, blocks: list[int]) -> dict[int, StageLedger]:
-    """Predict every example; a clean error is broken at distance 0."""
-    n = len(bench.data)
-    pending = _Pending(store, "clean", blocks, np.ones(n, bool), bench.slots)
-    noise = Noise(bench.seed, "clean")
+    """Predict every example; a clean error is broken at distance 0 (of a randomised model: where most draws err)."""
+    pending = Pending(store, "clean", blocks, np.ones(len(bench.data), bool), bench.slots, bench.votes)
     todo = pending.todo
     bench.progress.start("clean", len(todo))
-    for start in range(0, len(todo), bench.slots):
-        chunk = todo[start : start + bench.slots]
-        padded = chunk + chunk[:1] * (bench.slots - len(chunk))
-        x, y, ids, _ = bench.rows(padded)
-        predicted, logits = bench.model.decide(x, noise.at(ids))
-        predicted = torch.where(torch.isfinite(logits).all(1), predicted, -1).cpu().numpy()
-        margin = margins(logits, y).nan_to_num(0.0).cpu().numpy()
-        values, labels = logits.float().cpu().numpy(), y.cpu().numpy()
-        for i, position in enumerate(chunk):
-            part, row = pending.row(position)
-            if "logits" not in part.extra:
-                part.extra["logits"] = np.zeros((len(part.outcome), values.shape[1]), np.float32)
-            wrong = predicted[i] != labels[i]
-            part.outcome[row] = Outcome.BROKEN if wrong else Outcome.SURVIVED
-            part.margin[row], part.predicted[row], part.forward[row] = margin[i], predicted[i], bench.model.per_decision
-            part.extra["logits"][row] = values[i]
+    cut = [todo[start : start + bench.slots] for start in range(0, len(todo), bench.slots)]
+    for positions in pending.by_block if bench.votes else cut:
+        for position, wrong in _clean(bench, pending, positions):
             pending.done(position)
             bench.progress.advance(1, int(wrong), 0)
     bench.progress.end("clean", "")
     return pending.finished
+
+
+def _clean(bench: Bench, pending: Pending, positions: list[int]) -> Iterator[tuple[int, bool]]:
+    """Fill the rows of a batch and yield their positions, and whether the model is wrong."""
+    answers = _votes(bench, positions) if bench.votes else _decisions(bench, positions)
+    predicted = torch.where(torch.isfinite(answers.logits).all(1), answers.predicted, -1).cpu().numpy()
+    y = bench.data.y[torch.as_tensor(positions)]
+    values = answers.logits.float().cpu()
+    margin, labels = margins(values, y).nan_to_num(0.0).numpy(), y.numpy()
+    for i, position in enumerate(positions):
+        part, row = pending.row(position)
+        if "logits" not in part.extra:
+            part.extra["logits"] = np.zeros((len(part.outcome), values.shape[1]), np.float32)
+        wrong = bool(predicted[i] != labels[i])
+        part.outcome[row] = Outcome.BROKEN if wrong else Outcome.SURVIVED
+        part.margin[row], part.predicted[row], part.forward[row] = margin[i], predicted[i], bench.model.per_decision
+        part.extra["logits"][row] = values[i]
+        if bench.votes:
+            part.extra["wrong"][row] = int(answers.wrong[i])
+        yield position, wrong
+
+
+def _votes(bench: Bench, positions: list[int]) -> Poll:
+    x, y, ids, _ = bench.rows(positions)
+    return bench.jury("clean").poll(x, y, ids)
+
+
+def _decisions(bench: Bench, positions: list[int]) -> Poll:
+    x, y, ids, _ = bench.rows(positions + positions[:1] * (bench.slots - len(positions)))
+    predicted, logits = bench.model.decide(x, Noise(bench.seed, "clean").at(ids))
+    n = len(positions)
+    return Poll((predicted != y)[:n], predicted[:n], logits[:n])
 
 
 def run_stage(
@@ -134,7 +122,7 @@ def run_stage(
     what would hit every stage (a full disk, a missing prerequisite) stops the run.
     """
     name = prefix + stage.plan.name
-    pending = _Pending(store, name, blocks, eligible, bench.slots)
+    pending = Pending(store, name, blocks, eligible, bench.slots, bench.votes)
     bench.progress.start(name, len(pending.todo))
     error = ""
     while pending.open:
@@ -159,32 +147,46 @@ def run_stage(
     return pending.finished
 
 
-def _work(bench: Bench, pending: _Pending, stage: Stage) -> Iterator[tuple[int, np.ndarray | None]]:
+def _work(bench: Bench, pending: Pending, stage: Stage) -> Iterator[tuple[int, np.ndarray | None]]:
     """Fill the rows of finished examples and yield their positions, with the adversarial example where there is one."""
     noise = Noise(bench.seed, f"stage/{stage.plan.name}")
     plugin = stage.plugin
     if isinstance(plugin, Certifier):
-        for positions in _by_block(pending):
+        for positions in pending.by_block:
             yield from _certify(bench, pending, plugin, noise, positions)
     elif isinstance(plugin, Stepper):
-        engine = Engine(bench.model, plugin, bench.threat, noise, bench.judge(), slots=pending.slots)
-        for finished in engine.run(pending.todo, bench.rows):
+        for finished in _engine(bench, pending, plugin, noise):
             forward, backward = (c * finished.evaluations * bench.model.per_evaluation for c in plugin.cost)
             yield finished.position, _book(pending, finished, forward, backward)
     else:
-        for positions in _by_block(pending):
+        for positions in pending.by_block:
             yield from _attack(bench, pending, plugin, noise, positions)
 
 
-def _by_block(pending: _Pending) -> list[list[int]]:
-    return [sorted(pending.open[block]) for block in sorted(pending.open)]
+def _engine(bench: Bench, pending: Pending, stepper: Stepper, noise: Noise) -> Iterator[Finished]:
+    """All examples in one queue; of a randomised model, one block after the other, and each as a whole or not."""
+    if not bench.votes:
+        engine = Engine(bench.model, stepper, bench.threat, noise, bench.judge(), slots=pending.slots)
+        yield from engine.run(pending.todo, bench.rows)
+        return
+    for positions in pending.by_block:
+        bench.model.restart(_stream(noise, pending, positions))
+        slots = min(pending.slots, len(positions) * stepper.lanes(bench.model.num_classes))
+        engine = VotingEngine(bench.model, stepper, bench.threat, noise, bench.judge(), slots=slots)
+        yield from list(engine.run(positions, bench.rows))
+
+
+def _stream(noise: Noise, pending: Pending, positions: list[int]) -> Noise:
+    """The draws of a block, from some of its examples."""
+    return noise.child(f"block/{positions[0] // pending.store.blocks.size}")
 
 
 def _attack(
-    bench: Bench, pending: _Pending, attack: Attack, noise: Noise, positions: list[int]
+    bench: Bench, pending: Pending, attack: Attack, noise: Noise, positions: list[int]
 ) -> Iterator[tuple[int, np.ndarray | None]]:
     """A plugin with the plain door: one call a block, every candidate judged."""
     x, y, ids, _ = bench.rows(positions)
+    bench.model.restart(_stream(noise, pending, positions))
     before = (bench.model.passes.forward, bench.model.passes.backward)
     x_adv = attack.run(bench.model, x.clone(), y.clone(), bench.threat, noise.at(ids))
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
@@ -197,16 +199,20 @@ def _attack(
         # An untouched image claims nothing. One that moved and fools nobody is an honest failure; one that left the
         # ball, or is not a number, was refused.
         refused = int(moved and not verdict.broken and verdict.reason != "the model is not fooled")
-        finished = Finished(position, verdict if verdict.broken else None, 0, 0, refused)
+        finished = Finished(position, verdict if verdict.broken else None, 0, 0, refused, verdict)
         yield position, _book(pending, finished, forward, backward)
 
 
-def _book(pending: _Pending, finished: Finished, forward: int, backward: int) -> np.ndarray | None:
+def _book(pending: Pending, finished: Finished, forward: int, backward: int) -> np.ndarray | None:
     part, row = pending.row(finished.position)
     part.forward[row], part.backward[row], part.refused[row] = forward, backward, finished.refused
-    verdict: Verdict | None = finished.verdict
+    verdict, strongest = finished.verdict, finished.verdict or finished.left
+    if strongest is not None and strongest.wrong:
+        part.extra["wrong"][row] = strongest.wrong
     if verdict is None:
         part.outcome[row] = Outcome.SURVIVED
+        if strongest is not None and strongest.wrong:
+            pending.keep(finished.position, strongest.x_adv.numpy())
         return None
     part.outcome[row] = Outcome.BROKEN
     part.distance[row], part.margin[row] = verdict.distance, verdict.margin
@@ -215,9 +221,10 @@ def _book(pending: _Pending, finished: Finished, forward: int, backward: int) ->
 
 
 def _certify(
-    bench: Bench, pending: _Pending, certifier: Certifier, noise: Noise, positions: list[int]
+    bench: Bench, pending: Pending, certifier: Certifier, noise: Noise, positions: list[int]
 ) -> Iterator[tuple[int, None]]:
     x, y, ids, _ = bench.rows(positions)
+    bench.model.restart(_stream(noise, pending, positions))
     certificates = certifier.certify(bench.model, x, y, bench.threat, noise.at(ids))
     _check_certificates(certificates, len(positions), bench.model.num_classes)
     pending.guarantee = certificates.guarantee

@@ -11,11 +11,16 @@ import torch
 from robustsuite.data.dataset import Dataset
 from robustsuite.errors import InputError, VerificationError
 from robustsuite.evaluation.judge import Judge
-from robustsuite.evaluation.ledger import Outcome
+from robustsuite.evaluation.ledger import CLEAN, OVERLAP, REST, Blocks, LedgerStore, Outcome, StageLedger
+from robustsuite.evaluation.metrics import exclusive_counts
+from robustsuite.evaluation.progress import Silent
+from robustsuite.evaluation.stages import Bench
+from robustsuite.evaluation.tail import summary
+from robustsuite.evaluation.verdicts import VERDICT, read_points, recount, verdict_metrics
 from robustsuite.models.classifier import Classifier
 from robustsuite.noise import Noise
 from robustsuite.results.records import load_record
-from robustsuite.results.schema import Record
+from robustsuite.results.schema import Metric, Record
 from robustsuite.results.statistics import metric
 from robustsuite.results.store import read_arrays, sha256_file
 from robustsuite.threat import ThreatModel
@@ -40,6 +45,12 @@ class Ledger:
     def outcome(self, stage: str) -> np.ndarray:
         """The outcome codes of a stage, ``[N]``."""
         return self.arrays[f"{stage}/outcome"]
+
+    def part(self, stage: str) -> StageLedger:
+        """All arrays of a stage."""
+        return StageLedger.of(
+            {k.removeprefix(f"{stage}/"): v for k, v in self.arrays.items() if k.startswith(f"{stage}/")}
+        )
 
     def any(self, outcome: Outcome) -> np.ndarray:
         """Examples that some stage gave this outcome, bool ``[N]``."""
@@ -70,8 +81,12 @@ def verify(run_dir: Path, model: Classifier, data: Dataset, weights_sha256: str)
     threads = torch.get_num_threads()
     torch.set_num_threads(record.request.threads)
     try:
-        findings.append(_clean(record, ledger, model, data))
-        findings += _adversarials(run_dir, record, ledger, model, data)
+        threat = ThreatModel.parse(f"{record.request.threat.norm}:{record.request.threat.eps}")
+        bench = Bench(model, data, threat, record.request.seed, record.request.slots, Silent())
+        findings.append(_votes(bench, ledger) if bench.votes else _clean(record, ledger, model, data))
+        findings += _adversarials(run_dir, record, ledger, bench)
+        if VERDICT in ledger.stages:
+            findings.append(_verdicts(run_dir, record, ledger, bench))
     finally:
         torch.set_num_threads(threads)
     return record, findings
@@ -123,13 +138,49 @@ def _arithmetic(record: Record, ledger: Ledger) -> Iterator[Finding]:
         "robust_accuracy": n - int(ledger.any(Outcome.BROKEN).sum()),
         "certified_accuracy": int(ledger.any(Outcome.CERTIFIED).sum()),
     }
+    votes = _vote_metrics(record, ledger)
     for m in record.metrics:
-        again = metric(m.name, counts[m.name], n) if m.name in counts else None
+        again = metric(m.name, counts[m.name], n) if m.name in counts else votes.get(m.name)
         ok = again == m
         detail = f"{m.value:.4f} follows from the ledger" if ok else f"record {m.value:.4f}, ledger {again}"
         yield Finding(m.name, ok, detail)
+    yield from _contributions(record, ledger)
     both = int((ledger.any(Outcome.BROKEN) & ledger.any(Outcome.CERTIFIED)).sum())
     yield Finding("bracket", both == 0, f"{both} examples are both certified and broken")
+
+
+def _vote_metrics(record: Record, ledger: Ledger) -> dict[str, Metric]:
+    """The three verdicts on a randomised model, counted again from the wrong draws."""
+    if VERDICT not in ledger.stages or record.request.model.draws is None:
+        return {}
+    made = verdict_metrics(ledger.part(VERDICT), ledger.part(CLEAN), record.request.model.draws)
+    return {m.name: m for m in made}
+
+
+def _contributions(record: Record, ledger: Ledger) -> Iterator[Finding]:
+    """What each stage is said to have broken, alone or on a sample, counted again."""
+    outcomes = {name: ledger.outcome(name) for name in ledger.stages}
+    wrong = []
+    for s in record.stages:
+        names = [name for name in (s.name, REST + s.name) if name in outcomes]
+        broken = sum(int((outcomes[name] == Outcome.BROKEN).sum()) for name in names)
+        if broken != s.n_broken:
+            wrong.append(f"{s.name} broke {broken}, the record says {s.n_broken}")
+    attacks = [s.name for s in record.stages if s.n_exclusive is not None]
+    for name, count in exclusive_counts(outcomes, attacks).items():
+        said = next(s.n_exclusive for s in record.stages if s.name == name)
+        if count != said:
+            wrong.append(f"{name} alone broke {count}, the record says {said}")
+    yield Finding("contributions", not wrong, "; ".join(wrong) or f"{len(record.stages)} stages counted again")
+    if record.tail:
+        plans = record.request.protocol.stages
+        tail = [s.name for s in plans if s.tail]
+        cascade = [CLEAN, *(s.name for s in plans if not s.tail and s.when != "flagged")]
+        decided = np.logical_or.reduce(
+            [np.isin(outcomes[name], (Outcome.BROKEN, Outcome.CERTIFIED)) for name in cascade if name in outcomes]
+        )
+        again = summary(outcomes, tail, ~decided)
+        yield Finding("tail", again == record.tail, f"at least {again.lower:.4f} follows from the sample")
 
 
 def _clean(record: Record, ledger: Ledger, model: Classifier, data: Dataset) -> Finding:
@@ -147,13 +198,32 @@ def _clean(record: Record, ledger: Ledger, model: Classifier, data: Dataset) -> 
     return Finding("clean predictions", flips == 0, f"{len(data) - flips} of {len(data)} reproduced")
 
 
-def _adversarials(run_dir: Path, record: Record, ledger: Ledger, model: Classifier, data: Dataset) -> Iterator[Finding]:
-    request = record.request
-    threat = ThreatModel.parse(f"{request.threat.norm}:{request.threat.eps}")
-    judge = Judge(model, threat, Noise(request.seed, "judge"), request.slots)
+def _votes(bench: Bench, ledger: Ledger) -> Finding:
+    """The clean votes of a randomised model."""
+    n, slots, jury = len(bench.data), bench.slots, bench.jury(CLEAN)
+    batches = [bench.rows(range(start, min(start + slots, n))) for start in range(0, n, slots)]
+    wrong = torch.cat([jury.poll(x, y, ids).wrong.cpu() for x, y, ids, _ in batches]).numpy()
+    flips = int((wrong != ledger.arrays[f"{CLEAN}/wrong"]).sum())
+    return Finding("clean predictions", flips == 0, f"the votes on {n - flips} of {n} reproduced")
+
+
+def _verdicts(run_dir: Path, record: Record, ledger: Ledger, bench: Bench) -> Finding:
+    """The votes of a randomised model on the strongest points."""
+    store = LedgerStore(run_dir, Blocks(record.request.data.n, record.request.block_size))
+    again = [
+        recount(bench, store.blocks.positions(block), read_points(store.adversarials_path(VERDICT, block)))
+        for block in range(store.blocks.count)
+    ]
+    wrong = np.concatenate([part.extra["wrong"] for part in again])
+    flips = int((wrong != ledger.arrays[f"{VERDICT}/wrong"]).sum())
+    return Finding(VERDICT, flips == 0, f"the votes on {len(wrong) - flips} of {len(wrong)} points reproduced")
+
+
+def _adversarials(run_dir: Path, record: Record, ledger: Ledger, bench: Bench) -> Iterator[Finding]:
+    judge, model, data = bench.judge(), bench.model, bench.data
     for stage in ledger.stages:
         broken = np.flatnonzero(ledger.outcome(stage) == Outcome.BROKEN)
-        if stage == "clean" or not len(broken):
+        if stage == CLEAN or stage.startswith(OVERLAP) or not len(broken):
             continue
         positions, held = _judge_stage(run_dir, stage, judge, model, data)
         missing = sorted(set(broken.tolist()) - set(positions))

@@ -110,7 +110,7 @@ def _group(record: Record) -> _Group:
         request.data.fingerprint,
         request.threat.norm,
         eps,
-        canonical(request.protocol.model_dump(mode="json")).decode(),
+        canonical(request.protocol.model_dump(mode="json", exclude={"contributions"})).decode(),
     )
 
 

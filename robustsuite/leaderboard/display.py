@@ -10,6 +10,8 @@ PERCENTAGES = ("Clean %", "Robust %", "Certified %")
 
 _LONGEST_CELL = 120
 
+_WHEN = {"always": "", "supported": " (when supported)", "flagged": " (when a suspicion is raised)"}
+
 
 def table_rows(board: Board) -> list[dict[str, str]]:
     """The board as people read it: column title to text, free of control characters, escaped for no format yet."""
@@ -23,7 +25,7 @@ def describe(board: Board) -> dict[str, str]:
         "Data": f"{board.data_name}{subset}, {board.n} examples (fingerprint {board.fingerprint[:16]})",
         "Threat model": f"{board.norm}, eps {board.eps}",
         "Protocol": f"{board.protocol.name} version {board.protocol.version}: "
-        + ", ".join(s.name + (" (when supported)" if s.when == "supported" else "") for s in board.protocol.stages),
+        + ", ".join(s.name + _WHEN[s.when] for s in board.protocol.stages),
     }
     return {title: visible(text, None) for title, text in facts.items()}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsuite.errors import ContractError
-from robustsuite.noise import ExampleNoise
+from robustsuite.noise import ExampleNoise, Noise
 
 # A float32 network answers a little differently at another batch shape or on another device. A break closer to the
 # boundary than this share of the largest logit could not be re-checked by a stranger, so it does not count as one.
@@ -72,6 +72,10 @@ class Classifier:
         self.facts = facts
         self.passes = Passes()
 
+    def restart(self, noise: Noise) -> None:
+        """Key what follows anew: for networks that draw as they predict; others draw nothing."""
+        del noise
+
     def logits(self, x: Tensor) -> Tensor:
         """Logits ``[N,K]`` without a graph."""
         with torch.no_grad():
@@ -80,7 +84,8 @@ class Classifier:
     def gradient(self, x: Tensor, losses: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Logits ``[N,K]`` and the gradient at ``x`` of the sum of ``losses(logits)`` (per-example losses ``[N]``).
 
-        The sum keeps rows apart: row i of the gradient is that of loss i. No parameter gradient is computed.
+        The sum keeps rows apart: row i of the gradient is that of loss i. No parameter gradient is computed. A
+        classifier that draws may call ``losses`` several times; both answers are then means over its draws.
         """
         leaf = x.detach().requires_grad_(True)
         with torch.enable_grad(), exact_arithmetic():
@@ -88,6 +93,18 @@ class Classifier:
             (grad,) = torch.autograd.grad(losses(logits).sum(), leaf)
         self.passes.backward += x.shape[0]
         return logits.detach(), grad.contiguous()  # autograd may hand out an expanded view
+
+    def loss_gradient(self, x: Tensor, losses: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """`gradient`, and before it the losses themselves, ``[N]`` without a graph: the mean where there are draws."""
+        values: list[Tensor] = []
+
+        def noted(logits: Tensor) -> Tensor:
+            value = losses(logits)
+            values.append(value.detach())
+            return value
+
+        logits, grad = self.gradient(x, noted)
+        return values[0] if len(values) == 1 else torch.stack(values).mean(0), logits, grad
 
     def decide(self, x: Tensor, noise: ExampleNoise) -> tuple[Tensor, Tensor]:
         """The verdict on ``x``: predicted label int64 ``[N]`` (-1 abstains) and logits ``[N,K]``.

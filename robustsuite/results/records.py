@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from robustsuite.errors import InputError, RobustsuiteError, UsageError, VerificationError
 from robustsuite.results import migrations
+from robustsuite.results.bounded import EXPECTED, bounded_interval
 from robustsuite.results.schema import _OUTSIDE_OUTCOME, SCHEMA_VERSION, Metric, Record, canonical
 from robustsuite.results.statistics import interval
 from robustsuite.results.store import read_json, write_json
@@ -154,7 +155,7 @@ def _check_claims(path: Path, record: Record) -> None:
     names = [m.name for m in record.metrics]
     _agree(path, "the number of distinct metrics", len(names), len(set(names)))
     for metric in record.metrics:
-        _check_metric(path, metric, request.data.n)
+        _check_metric(path, metric, request.data.n, request.model.draws)
 
 
 def _eps(path: Path, text: str) -> float:
@@ -167,13 +168,14 @@ def _eps(path: Path, text: str) -> float:
         raise InputError(f"{path}: {error}") from error
 
 
-def _check_metric(path: Path, metric: Metric, n: int) -> None:
+def _check_metric(path: Path, metric: Metric, n: int, draws: int | None) -> None:
     if metric.n > n:
         raise VerificationError(f"{path}: {metric.name} is over {metric.n} examples, the data has {n}.")
-    k = round(metric.value * metric.n)
-    if abs(metric.value - k / metric.n) > _ROUNDING:
-        raise VerificationError(f"{path}: {metric.name} = {metric.value} is not a share of {metric.n} examples.")
-    expected = interval(k, metric.n)
+    per_example = draws or 1 if metric.name == EXPECTED else 1
+    k, of = round(metric.value * metric.n * per_example), metric.n * per_example
+    if abs(metric.value - k / of) > _ROUNDING:
+        raise VerificationError(f"{path}: {metric.name} = {metric.value} is not a share of {of}.")
+    expected = bounded_interval(metric.value, metric.n) if metric.name == EXPECTED else interval(k, metric.n)
     if any(abs(a - b) > _INTERVAL_SLACK for a, b in zip(metric.ci95, expected, strict=True)):
         _agree(path, f"the interval of {metric.name}", metric.ci95, expected)
 

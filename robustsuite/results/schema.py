@@ -8,7 +8,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 SCHEMA_VERSION = 1
 
@@ -47,10 +47,19 @@ class ModelPart(Part):
     defense: dict[str, Any] | None = None
     """What its sidecar says of its training."""
     randomized: bool = False
+    eot: int | None = Field(default=None, ge=1)
+    """Draws of a randomised model for one evaluation by an attack; None for others, and then left out of the JSON."""
+    draws: int | None = Field(default=None, ge=1)
+    """Draws for one verdict, likewise."""
     differentiable: str = "full"
     trust_pickle: bool = False
     load_options: dict[str, Any] = {}
     """Whatever else the user typed to load it (weights file, prefix, mean and std, ...): enough to do it again."""
+
+    @model_serializer(mode="wrap")
+    def _only_where_random(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No trace of draws in the record, and so in the run key, of a model that has none."""
+        return {k: v for k, v in dump(self).items() if v is not None or k not in ("eot", "draws")}
 
 
 class DataPart(Part):
@@ -81,8 +90,13 @@ class StagePlan(Part):
     kind: Literal["attack", "certifier"]
     plugin: str
     params: dict[str, Any] = {}
-    when: Literal["always", "supported"] = "always"
-    """``supported``: skipped, with the reason in the record, where the plugin does not apply."""
+    norm_params: dict[str, dict[str, Any]] = {}
+    """Parameters for one norm alone (``params`` win over them); none are left in the plan of a run."""
+    when: Literal["always", "supported", "flagged"] = "always"
+    """``supported``: skipped, with the reason in the record, where the plugin does not apply. ``flagged``: run on what
+    is left when a suspicion was raised."""
+    tail: bool = False
+    """Expensive and seldom fruitful: `ProtocolPart.tail_sample` thins it out."""
 
 
 class ProtocolPart(Part):
@@ -91,6 +105,10 @@ class ProtocolPart(Part):
     name: str
     version: int
     stages: tuple[StagePlan, ...]
+    contributions: bool = False
+    """Whether later attacks also try what earlier ones broke, so that exclusive contributions are known."""
+    tail_sample: int | None = Field(default=None, ge=1)
+    """Run tail stages only on this many of the examples that the other stages leave."""
 
 
 class Request(Part):
@@ -123,7 +141,10 @@ class Request(Part):
 
 
 class StageResult(Part):
-    """What one stage did. Passes are those that its examples needed, padding and speculation left out."""
+    """What one stage did. Passes are those that its examples needed, padding and speculation left out.
+
+    ``extra``: passes on examples that were decided already (audit and overlap).
+    """
 
     name: str
     kind: Literal["clean", "attack", "certifier"]
@@ -135,13 +156,20 @@ class StageResult(Part):
     """Examples that were undecided when it began."""
     n_audited: int = 0
     """Decided examples that it worked on all the same: certified ones for an attack, broken ones for a certifier."""
+    n_overlapped: int = 0
+    """Examples that attacks before had broken and it tried all the same, for the exclusive contributions."""
     n_broken: int = 0
+    """The marginal contribution: what the stages before had left."""
+    n_exclusive: int | None = None
+    """Broken by this attack, and by no other of the protocol (None: not looked at)."""
     n_certified: int = 0
     n_error: int = 0
     n_refused: int = 0
     """Candidates that the attack claimed and the evaluator did not confirm."""
     forward: int = 0
     backward: int = 0
+    extra_forward: int = 0
+    extra_backward: int = 0
     guarantee: str = ""
     slots: int = 0
 
@@ -153,6 +181,23 @@ class Flag(Part):
     raised: bool
     evidence: str
     remedy: str = ""
+
+
+class TailPart(Part):
+    """What the tail stages did to a random sample of the examples that the other stages had left undecided.
+
+    ``lower`` is a one-sided 95 % limit of the robust accuracy that the whole protocol would find on these ``n``
+    examples; it cannot be above ``upper``, which counts every example that was not broken.
+    """
+
+    survivors: int
+    sampled: int
+    broken: int
+    rest_run: bool
+    """Whether so many were broken that the tail went on to all survivors; the figure is then exact."""
+    estimate: float = Field(ge=0, le=1)
+    lower: float = Field(ge=0, le=1)
+    upper: float = Field(ge=0, le=1)
 
 
 class Contradiction(Part):
@@ -211,6 +256,7 @@ class Record(Part):
     stages: tuple[StageResult, ...]
     flags: tuple[Flag, ...] = ()
     unreliable: bool = False
+    tail: TailPart | None = None
     contradictions: tuple[Contradiction, ...] = ()
     files: tuple[FileRef, ...] = ()
     provenance: Provenance

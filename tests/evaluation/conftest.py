@@ -46,6 +46,7 @@ class Problem:
     def prepare(self, attacks: list[str], certifiers=(), eps: str = "0.05", **options) -> Prepared:
         params = options.pop("params", {})
         protocol = with_params(custom_protocol(attacks, list(certifiers)), params)
+        protocol = options.pop("protocol", lambda same: same)(protocol)
         threat = ThreatModel.parse(f"Linf:{eps}")
         options = {"threads": 1, "slots": 8} | options
         return prepare(self.model, self.part, self.data, threat, protocol, **options)

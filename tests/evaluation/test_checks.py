@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robustsuite.errors import ContractError
-from robustsuite.evaluation.checks import check_model, refuse
+from robustsuite.evaluation.checks import UNRELIABLE, check_model, refuse
 from robustsuite.models.classifier import Classifier
 
 
@@ -56,6 +56,63 @@ class Saturated(Wrapped):
         return 1e6 * self.inner(x)
 
 
+class Softmaxed(Wrapped):
+    """Probabilities that do not sum to 1."""
+
+    def forward(self, x):
+        return 50 * self.inner(x).softmax(1)
+
+
+class Counting(Wrapped):
+    """Counts its calls, which changes no answer."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.inner(x)
+
+
+class Drifting(Wrapped):
+    """Writes a running mean at test time, without a use for it that would show."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, x):
+        self.get_buffer("mean").lerp_(x.detach().mean(), 0.01)
+        return self.inner(x)
+
+
+def _ascent(inner, x):
+    leaf = x.detach().requires_grad_(True)
+    (grad,) = torch.autograd.grad(inner(leaf).logsumexp(1).sum(), leaf)
+    return grad
+
+
+class Purified(Wrapped):
+    def forward(self, x):
+        with torch.enable_grad():
+            grad = _ascent(self.inner, x)
+        return self.inner(x + 0.01 * grad)
+
+
+class PurifiedBackward(Wrapped):
+    def forward(self, x):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            self.inner(leaf).logsumexp(1).sum().backward()
+        return self.inner(x + 0.01 * leaf.grad)
+
+
+class PurifiedFunctional(Wrapped):
+    def forward(self, x):
+        return self.inner(x + 0.01 * torch.func.grad(lambda v: self.inner(v).logsumexp(1).sum())(x.detach()))
+
+
 class Wrong(Wrapped):
     """Right gradients of another function (straight-through)."""
 
@@ -75,6 +132,11 @@ def test_a_good_model_raises_no_flag(problem):
     assert not [f for f in flags.values() if f.raised]
 
 
+def test_a_good_model_raises_no_flag_on_two_images_either(problem):
+    two = problem.data.take(torch.tensor([0, 1]), "first 2")
+    assert not [f for f in check_model(problem.model, two) if f.raised]
+
+
 @pytest.mark.parametrize(
     ("wrapper", "name", "words"),
     [
@@ -82,7 +144,8 @@ def test_a_good_model_raises_no_flag(problem):
         (Random, "randomness", "differ by up to"),
         (Batch, "batch_dependence", "with the other images of its batch"),
         (TrainMode, "eval_mode", "in train mode after eval"),
-        (lambda m: nn.Sequential(m, nn.Softmax(1)), "probabilities", "sums to 1"),
+        (lambda m: nn.Sequential(m, nn.Softmax(1)), "probabilities", "sums to 1:"),
+        (Softmaxed, "probabilities", "sums to 50:"),
     ],
 )
 def test_fatal_faults_are_refused_with_evidence_and_remedy(problem, wrapper, name, words):
@@ -99,15 +162,44 @@ def test_fatal_faults_are_refused_with_evidence_and_remedy(problem, wrapper, nam
     ("wrapper", "name"),
     [
         (Quantised, "gradient_mismatch"),
+        (Quantised, "quantised_input"),
         (Detached, "zero_gradients"),
-        (Saturated, "zero_gradients"),
+        (Saturated, "saturated_gradients"),
         (Wrong, "gradient_mismatch"),
+        (Drifting, "stateful"),
+        (Purified, "test_time_optimisation"),
+        (PurifiedBackward, "test_time_optimisation"),
+        (PurifiedFunctional, "test_time_optimisation"),
     ],
 )
 def test_masked_gradients_become_flags(problem, wrapper, name):
     flags = flags_of(problem, wrapper(problem.model.module))
     assert flags[name].raised, flags[name].evidence
+    assert flags[name].remedy
     refuse(list(flags.values()), randomized=False)  # suspicious, not unusable
+
+
+@pytest.mark.parametrize("levels", [255, 15, 8])
+def test_rounded_inputs_are_found_on_and_off_the_grid(problem, levels):
+    class Rounded(Wrapped):
+        def forward(self, x):
+            return self.inner((x * levels).round() / levels)
+
+    anywhere = problem.data.x.clone()
+    assert flags_of(problem, Rounded(problem.model.module))["quantised_input"].raised
+    for offset in (0.0, 0.5):  # in the middle of a cell, and on its edge
+        problem.data.x.copy_(((levels - 1) * anywhere).round().add(offset) / levels)
+        assert flags_of(problem, Rounded(problem.model.module))["quantised_input"].raised
+
+
+def test_saturated_logits_alone_do_not_make_a_record_unreliable(problem):
+    flags = flags_of(problem, Saturated(problem.model.module))
+    assert not {name for name, f in flags.items() if f.raised} & UNRELIABLE
+
+
+def test_counting_calls_is_harmless(problem):
+    flags = flags_of(problem, Counting(problem.model.module))
+    assert not [f for f in flags.values() if f.raised]
 
 
 def test_declared_randomness_is_accepted(problem):
@@ -123,11 +215,11 @@ def test_normalisation_twice_or_missing(problem):
     flags = flags_of(problem, nn.Sequential(Normalize(), Normalize(), problem.model.module))
     assert flags["normalisation"].raised
     assert "two normalisation layers" in flags["normalisation"].evidence
-    shifted = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    constant = nn.Linear(16, 2)
     with torch.no_grad():
-        shifted[1].weight.zero_()
-        shifted[1].bias.copy_(torch.tensor([0.0, 1.0]))
-    flags = flags_of(problem, shifted)
+        constant.weight.zero_()
+        constant.bias.copy_(torch.tensor([0.0, 1.0]))
+    flags = flags_of(problem, nn.Sequential(nn.Flatten(), constant))
     assert "--mean/--std" in flags["normalisation"].remedy or not flags["normalisation"].raised
 
 

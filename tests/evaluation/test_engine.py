@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustsuite.attacks.base import State, Stepper, settle
-from robustsuite.evaluation.engine import Engine, Finished
+from robustsuite.evaluation.engine import Engine, Finished, VotingEngine
 from robustsuite.evaluation.judge import Verdict
 from robustsuite.models.classifier import Classifier
 from robustsuite.noise import ExampleNoise, Noise
@@ -149,3 +149,42 @@ def test_a_dry_queue_starts_later_lanes_ahead_of_time():
     busy, (finished,) = rounds(torch.zeros(1, 4, BUDGET, dtype=torch.bool), 4)
     assert finished.evaluations == 4 * BUDGET
     assert busy == [4] * BUDGET
+
+
+@dataclass
+class ScriptedJury(ScriptedJudge):
+    """Every lane's last point has so many wrong votes; above 50 it breaks."""
+
+    wrong: Tensor  # int64 [examples, lanes]
+
+    def __call__(self, x: Tensor, y: Tensor, ids: Tensor, x_adv: Tensor) -> list[Verdict]:
+        lanes = (x_adv.flatten(1)[:, 0] * 1000).round().long() // BUDGET
+        votes = self.wrong[ids, lanes].tolist()
+        return [Verdict(w > 50, a, 0.0, -1.0, 1, "", w) for w, a in zip(votes, x_adv, strict=True)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 6), st.integers(0, 10_000), st.integers(1, 3))
+def test_votes_decide_at_the_end_of_every_lane(n, lanes, slots, seed, every):
+    """The lowest lane whose last point most draws get wrong; a survivor hands back the point with the most of them."""
+    ids = torch.arange(n)
+    wrong = Noise(seed, "wrong").at(ids).integers(75, (lanes,))
+    table = torch.ones(n, lanes, BUDGET, dtype=torch.bool)  # looks fooled at once, which stops nobody
+    model = Classifier(nn.Identity(), num_classes=2, input_shape=(1, 1, 1))
+
+    def rows(positions):
+        at = torch.tensor(positions)
+        return torch.zeros(len(at), 1, 1, 1), torch.zeros_like(at), at, torch.zeros(len(at), 2)
+
+    jury = ScriptedJury(table, True, wrong)
+    threat = ThreatModel.parse("Linf:1")
+    engine = VotingEngine(model, Scripted(table), threat, Noise(0, "t"), jury, slots=slots, sync_every=every)  # pyright: ignore
+    finished = {f.position: f for f in engine.run(range(n), rows)}
+    assert sorted(finished) == list(range(n))
+    for i, f in finished.items():
+        broken = [lane for lane in range(lanes) if wrong[i, lane] > 50]
+        strongest = f.verdict if broken else f.left
+        assert strongest is not None
+        assert (f.verdict is not None, f.lane) == (bool(broken), broken[0] if broken else -1)
+        assert strongest.wrong == int(wrong[i, broken[0]] if broken else wrong[i].max())
+        assert (f.evaluations, f.refused) == (BUDGET * (broken[0] + 1 if broken else lanes), 0)
