@@ -45,7 +45,7 @@ def main() -> None:
 def compare(entry: Entry, runs: int, protocol: str) -> dict[str, Any]:
     """One network, both sides in turn."""
     loaded, data = entry.load()
-    floor = bare(loaded.classifier.module, data, default_slots(len(data), torch.device("cpu")))
+    floor = bare(loaded.classifier.module, data, default_slots(len(data), data.x[0].numel(), torch.device("cpu")))
     mine, other = [], []
     for seed in range(runs):
         mine.append(ours(loaded, data, entry.threat, load_protocol(protocol), seed=seed)[-1])

@@ -29,22 +29,26 @@ def displacement(norm: Norm, x: Tensor, w: Tensor, rise: Tensor) -> Tensor:
     elif norm == "L2":
         size = (_level(weight, weight, room, goal) * weight).minimum(room)
     else:
-        size = _level(weight, torch.ones_like(weight), room, goal).minimum(room)
+        size = _level(weight, None, room, goal).minimum(room)
     return size.mul_(direction)
 
 
-def _level(weight: Tensor, pace: Tensor, room: Tensor, goal: Tensor) -> Tensor:
+def _level(weight: Tensor, pace: Tensor | None, room: Tensor, goal: Tensor) -> Tensor:
     """The t with ``sum weight * min(t * pace, room) = goal``, ``[S,1]``; a huge one where there is none.
+
+    Without ``pace`` all are 1.
 
     Newton's method from below: the sum is concave and piecewise linear in t, so that t only grows until the set of
     filled rooms stays the same. From then on it keeps its bits, however long other rows go on.
     """
-    gain, full, filled_at = weight * pace, weight * room, room / pace.clamp(min=_TINY)
+    gain, filled_at = (weight, room) if pace is None else (weight * pace, room / pace.clamp(min=_TINY))
+    full = weight * room
+    everything = vecdot(full, torch.ones_like(full))  # added up in the order of the sums below
     t = goal / _column(gain.sum(1))
     for _ in range(_NEWTON[room.is_cuda]):
         open_ = filled_at.sub(t).sign_().clamp_(min=0)  # 1 or 0; comparing is slower
         slope = _column(vecdot(gain, open_))
-        left = goal - vecdot(full, open_.neg_().add_(1)).view(-1, 1)
+        left = goal - (everything - vecdot(full, open_)).view(-1, 1)
         before, t = t, t.maximum(left / slope).clamp_(max=_HUGE)
         if not room.is_cuda and torch.equal(before, t):
             break

@@ -41,7 +41,11 @@ def fresh(x: Tensor, y: Tensor, lane: Tensor, noise: ExampleNoise, x_adv: Tensor
 def pick(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Row by row, ``new`` where ``mask`` (bool ``[S]``) holds and ``old`` elsewhere; both must be finite.
 
-    Exact, because lerp returns its ends at weights 0 and 1; and vectorised, which torch.where on a CPU is not (6 times
-    as long there, 40 times on an irregular mask).
+    Exact, because lerp returns its ends at weights 0 and 1; and vectorised, which torch.where on a CPU is not (4 times
+    as long there). Where all rows agree, the result is one of the two itself.
     """
+    if not mask.is_cuda:  # looking is free
+        count = int(mask.sum())
+        if count in (0, len(mask)):
+            return new if count else old
     return torch.lerp(old, new, rows(mask.to(old.dtype), old))

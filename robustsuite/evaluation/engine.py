@@ -158,6 +158,7 @@ class Engine:
             idle[slots] = False
             self.state.done |= idle
             return
+        _unshare(self.state)
         for f in fields(self.state):
             getattr(self.state, f.name).index_copy_(0, slots, getattr(fresh, f.name))
 
@@ -274,6 +275,16 @@ class VotingEngine(Engine):
     def _verdicts(self, claims: Sequence[_Claim]) -> list[Verdict]:
         known = [c.verdict for c in claims if c.verdict is not None]
         return known if known else super()._verdicts(claims)
+
+
+def _unshare(state: State) -> None:
+    """Give fields that hold one tensor (a point that is the best one too) a tensor each, before rows are written."""
+    seen = set()
+    for f in fields(state):
+        value = getattr(state, f.name)
+        if value.data_ptr() in seen:
+            setattr(state, f.name, value.clone())
+        seen.add(value.data_ptr())
 
 
 def _select(state: State, index: Tensor) -> State:

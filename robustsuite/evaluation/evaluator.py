@@ -25,6 +25,7 @@ from robustsuite.evaluation.protocol import Stage, resolve
 from robustsuite.evaluation.seal import failure, seal
 from robustsuite.evaluation.stages import Bench
 from robustsuite.evaluation.verdicts import VERDICT
+from robustsuite.models.allocator import keep_memory
 from robustsuite.models.classifier import Classifier
 from robustsuite.models.randomized import sampled
 from robustsuite.noise import Noise
@@ -133,6 +134,7 @@ def evaluate(
     when a certificate and an attack exclude each other; a stage that fails is marked and the rest goes on.
     """
     request, progress = prepared.request, progress or Silent()
+    keep_memory()
     run_dir = runs / request.run_key
     if (run_dir / "record.json").exists():
         _same_request(run_dir, request)

@@ -17,13 +17,16 @@ from robustsuite.models.classifier import Classifier
 from robustsuite.results.schema import DataPart, ModelPart, ProtocolPart, Request, ThreatPart
 from robustsuite.threat import ThreatModel
 
-_MAX_SLOTS = {"cpu": 128, "cuda": 512}
+_MAX_SLOTS = {"cpu": 256, "cuda": 512}
+_MIN_SLOTS, _MAX_PIXELS = 16, 1 << 20  # floats of a CPU's batch, which should stay in its cache
 _MIN_BLOCK, _MAX_BLOCKS = 8, 100
 
 
-def default_slots(n: int, device: torch.device) -> int:
+def default_slots(n: int, pixels: int, device: torch.device) -> int:
     """Slots for ``n`` examples: as few equal rounds as the device's limit allows, so that little is padding."""
-    limit = _MAX_SLOTS.get(device.type, 128)
+    limit = _MAX_SLOTS.get(device.type, 256)
+    if device.type == "cpu":
+        limit = min(limit, max(_MIN_SLOTS, _MAX_PIXELS // pixels))
     return -(-n // -(-n // limit))
 
 
@@ -44,7 +47,7 @@ def build_request(
         raise UsageError(f"--slots must be at least 1, got {slots}.")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, got {threads}.")
-    slots = slots or default_slots(len(data), device)
+    slots = slots or default_slots(len(data), data.x[0].numel(), device)
     return Request(
         semantics_version=SEMANTICS_VERSION,
         model=part,

@@ -1,14 +1,15 @@
 """What the suite sees of a model: float32 logits in eval mode, input gradients, counters, declared facts."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustsuite.errors import ContractError
+from robustsuite.models.strided import Strided
 from robustsuite.noise import ExampleNoise, Noise
 
 # A float32 network answers a little differently at another batch shape or on another device. A break closer to the
@@ -71,6 +72,7 @@ class Classifier:
         self.device = torch.device(device)
         self.facts = facts
         self.passes = Passes()
+        self._faster = Strided() if self.device.type == "cpu" else nullcontext()
 
     def restart(self, noise: Noise) -> None:
         """Key what follows anew: for networks that draw as they predict; others draw nothing."""
@@ -89,7 +91,8 @@ class Classifier:
         """
         leaf = x.detach().requires_grad_(True)
         with torch.enable_grad(), exact_arithmetic():
-            logits = self._forward(leaf)
+            with self._faster:
+                logits = self._forward(leaf)
             (grad,) = torch.autograd.grad(losses(logits).sum(), leaf)
         self.passes.backward += x.shape[0]
         return logits.detach(), grad.contiguous()  # autograd may hand out an expanded view
@@ -135,12 +138,51 @@ class Classifier:
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """TF32 and cudnn's choice by timing off inside, as they were after: a verdict must not hang on global switches."""
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    cudnn = torch.backends.cudnn
+    """Full float32 inside, whatever global switches say, and these as they were after: verdicts are made here.
+
+    Off are TF32, cudnn's choice of algorithms by timing, and bfloat16 inside of float32 products, which
+    `torch.set_float32_matmul_precision` allows on a CPU too.
+    """
+    precision, cuda = _overall(), torch.cuda.is_initialized()
+    if precision == "highest" and not cuda and all(map(_plain, _PARTS[:1])):
+        yield  # nothing to switch (the overall setting covers all but convolutions), and this is an inner loop
+        return
+    if precision not in (None, "highest"):
+        torch.set_float32_matmul_precision("highest")
+    parts = {part: part.fp32_precision for part in _PARTS if not _plain(part)}
     try:
-        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+        for part in parts:
+            part.fp32_precision = "ieee"
+        with _deterministic() if cuda else nullcontext():
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+        for part, value in parts.items():
+            part.fp32_precision = value
+        if precision not in (None, "highest"):
+            torch.set_float32_matmul_precision(precision)
+
+
+def _plain(part: Any) -> bool:
+    """Whether a backend multiplies float32 as float32."""
+    return part.fp32_precision not in ("bf16", "tf32")
+
+
+# Before torch 2.9 single backends cannot be told anything.
+_PARTS: list[Any] = [
+    part
+    for backend, name in (("mkldnn", "conv"), ("mkldnn", "matmul"), ("cuda", "matmul"))
+    if hasattr(part := getattr(getattr(torch.backends, backend), name, None), "fp32_precision")
+]
+
+
+def _overall() -> str | None:
+    """torch's one setting for all; None where single backends have been set, which it then refuses to summarise."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+def _deterministic() -> Any:
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False)
