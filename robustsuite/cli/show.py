@@ -104,7 +104,8 @@ def _print(item: dict[str, Any]) -> None:
         for s in item["stages"]:
             params = ", ".join(f"{k}={v}" for k, v in s["params"].items())
             when = {"supported": " when supported", "flagged": " when a suspicion is raised"}.get(s["when"], "")
-            console.say(f"  {s['kind']} {s['name']}{when}{': ' + params if params else ''}")
+            tail = " (tail)" if s["tail"] else ""
+            console.say(f"  {s['kind']} {s['name']}{tail}{when}{': ' + params if params else ''}")
         console.say("")
         return
     console.say(item["doc"])

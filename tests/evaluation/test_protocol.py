@@ -9,10 +9,10 @@ from robustsuite.threat import ThreatModel
 LINF = ThreatModel.parse("Linf:8/255")
 
 
-def test_every_tier_resolves_for_linf_and_l2():
-    assert {"smoke", "quick", "standard"} <= set(tiers())
+def test_every_tier_resolves_for_every_norm():
+    assert {"smoke", "quick", "standard", "strong", "autoattack"} <= set(tiers())
     for name in tiers():
-        for threat in (LINF, ThreatModel.parse("L2:0.5")):
+        for threat in (LINF, ThreatModel.parse("L2:0.5"), ThreatModel.parse("L1:12")):
             protocol, stages = resolve(load_protocol(name), threat)
             assert [s.plan.name for s in stages] == [s.name for s in protocol.stages]
             assert any(s.plan.kind == "attack" for s in stages)
@@ -24,6 +24,46 @@ def test_defaults_are_written_out_so_that_the_protocol_is_whole():
     assert by_name["apgd-ce"]["steps"] == 100
     assert by_name["apgd-t"]["n_targets"] == 9
     assert by_name["square"]["n_queries"] == 5000
+
+
+def test_autoattack_is_the_published_four_at_their_budgets():
+    protocol, stages = resolve(load_protocol("autoattack"), LINF)
+    assert [s.name for s in protocol.stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    ce, t, fab, square = (s.plan.params for s in stages)
+    assert (ce["steps"], ce["restarts"], ce["first_checkpoint_quirk"]) == (100, 1, True)
+    assert (t["steps"], t["n_targets"], t["restarts"]) == (100, 9, 1)
+    assert (fab["n_iter"], fab["n_targets"], fab["restarts"]) == (100, 9, 1)
+    assert (fab["alpha_max"], fab["eta"], fab["beta"]) == (0.1, 1.05, 0.9)
+    assert (square["n_queries"], square["p_init"], square["rescale_schedule"]) == (5000, 0.8, False)
+
+
+def test_one_norm_may_have_parameters_of_its_own():
+    """AutoAttack's L1 version: five restarts, five targets, three radii."""
+    protocol, _ = resolve(load_protocol("autoattack"), ThreatModel.parse("L1:12"))
+    ce, t = (s.params for s in protocol.stages[:2])
+    assert (ce["restarts"], ce["largereps"]) == (5, True)
+    assert (t["n_targets"], t["largereps"]) == (5, True)
+    assert all(not s.norm_params for s in protocol.stages)
+    changed, _ = resolve(with_params(load_protocol("autoattack"), {"apgd-ce.restarts": 2}), ThreatModel.parse("L1:12"))
+    assert changed.stages[0].params["restarts"] == 2
+
+
+@pytest.mark.parametrize("text", ["Linf:8/255", "L2:0.5", "L1:12"])
+@pytest.mark.parametrize(("weaker", "stronger"), [("autoattack", "standard"), ("standard", "strong")])
+def test_a_stronger_tier_holds_every_stage_of_the_weaker(weaker, stronger, text):
+    """By the name too, which keys the randomness: what the weaker one breaks, the stronger one breaks."""
+    threat = ThreatModel.parse(text)
+    wide = {s.name: (s.plugin, s.params) for s in resolve(load_protocol(stronger), threat)[0].stages}
+    for stage in resolve(load_protocol(weaker), threat)[0].stages:
+        if stage.when != "flagged":
+            assert wide[stage.name] == (stage.plugin, stage.params)
+
+
+def test_stages_that_come_last_must_stand_last(tmp_path):
+    path = tmp_path / "odd.yaml"
+    path.write_text("name: odd\nversion: 1\nstages:\n  - {attack: square, tail: true}\n  - {attack: fgsm}\n")
+    with pytest.raises(InputError, match="'tail' come after all others"):
+        load_protocol(str(path))
 
 
 def test_overrides_by_stage_and_bare():
