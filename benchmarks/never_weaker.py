@@ -24,12 +24,14 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data", type=Path)
     parser.add_argument("--out", default="benchmarks/.networks", type=Path)
     parser.add_argument("--seeds", default=3, type=int)
-    parser.add_argument("--n", default=200, type=int, help="images for each network that the suite trains")
+    parser.add_argument("--n", default=200, type=int, help="images for each network, 200 at most")
     parser.add_argument("--only", default="", help="part of a network's name")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(cores())
-    entries = trained(args.data, args.out, args.n) + (shared(args.data) if args.data.is_dir() else [])
+    entries = trained(args.data, args.out, args.n) + (
+        shared(args.data, f"first:{args.n}") if args.data.is_dir() else []
+    )
     head = f"{'network':22} {'seed':>4} {'clean':>6} {'broken: ours':>12} {'theirs':>7} {'passes: ours':>13}"
     print(f"{head} {'theirs':>12} {'ratio':>6} {'seconds: ours':>13} {'theirs':>7} {'ratio':>6}", flush=True)
     rows, weaker = [], 0

@@ -91,7 +91,8 @@ def theirs(
     logger.propagate = False
     watch = Watch()
     logger.addHandler(watch)
-    attack = AutoAttack(counted, norm=threat.norm, eps=threat.radius, version="standard", seed=seed)
+    device = loaded.classifier.device
+    attack = AutoAttack(counted, norm=threat.norm, eps=threat.radius, version="standard", seed=seed, device=device)
     for part in (attack.apgd_targeted, attack.fab):
         part.n_target_classes = min(part.n_target_classes, loaded.classifier.num_classes - 1)
     attack.run_standard_evaluation(data.x, data.y, batch_size=batch_size)

@@ -29,8 +29,8 @@ class Entry:
     load: Callable[[], tuple[LoadedModel, Dataset]]
 
 
-def shared(root: Path) -> list[Entry]:
-    """The published checkpoints under ``root``, on the images that they are published for."""
+def shared(root: Path, subset: str = "all") -> list[Entry]:
+    """The published checkpoints under ``root``, on (a subset of) the images that they are published for."""
     table: list[tuple[str, str, str, str, str, dict[str, Any]]] = [
         ("mnist_cnn_a_adv", "mnist_cnn_a_adv.model", "cnn_a", "mnist/sdp_x.npy", "Linf:0.3", {}),
         ("cifar_cnn_a_adv", "cifar_cnn_a_adv.model", "cnn_a", "cifar10/sdp_x.npy", "Linf:2/255", CIFAR),
@@ -40,14 +40,20 @@ def shared(root: Path) -> list[Entry]:
         ("mlp_b_lpd_0.1", "mlp_b_lpd_0.1.pth", "mlp_b", "mnist/sdp_x.npy", "Linf:0.1", {}),
     ]
     return [
-        Entry(name, ThreatModel.parse(threat), _checkpoint(root / "checkpoints" / file, arch, str(root / data), more))
+        Entry(
+            name,
+            ThreatModel.parse(threat),
+            _checkpoint(root / "checkpoints" / file, arch, str(root / data), subset, more),
+        )
         for name, file, arch, data, threat, more in table
     ]
 
 
-def _checkpoint(path: Path, arch: str, data: str, more: dict[str, Any]) -> Callable[[], tuple[LoadedModel, Dataset]]:
+def _checkpoint(
+    path: Path, arch: str, data: str, subset: str, more: dict[str, Any]
+) -> Callable[[], tuple[LoadedModel, Dataset]]:
     def load() -> tuple[LoadedModel, Dataset]:
-        examples = load_data(data)
+        examples = load_data(data, subset=subset)
         spec = ModelSpec(str(path), arch=arch, **more)
         return load_model(spec, input_shape=examples.input_shape, num_classes=examples.num_classes), examples
 

@@ -1,8 +1,9 @@
 """The two doors of an attack: `Attack.run`, one plain function, and `Stepper`, which the engine batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -38,6 +39,21 @@ class State:
     fooled: Tensor  # bool [S]
     done: Tensor  # bool [S]
     muted: Tensor  # int64 [S]
+
+    def select(self, index: Tensor) -> Self:
+        """The rows at ``index``, as a new state that shares no memory with this one."""
+        return type(self)(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def put(self, slots: Tensor, fresh: Self) -> None:
+        """Overwrite ``slots`` (int64) with the rows of ``fresh``."""
+        seen = set()
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value.data_ptr() in seen:  # two fields may hold one tensor, as a point that is the best one too
+                value = value.clone()
+                setattr(self, f.name, value)
+            seen.add(value.data_ptr())
+            value.index_copy_(0, slots, getattr(fresh, f.name))
 
 
 class Stepper(Attack):
@@ -83,6 +99,62 @@ class Stepper(Attack):
             result[take] = state.x_adv[take]
             open_ &= ~state.fooled
         return result
+
+
+@dataclass(frozen=True, eq=False)
+class Teams:
+    """Every idle slot helps an active one: team a has the members ``members[a]``, the active slot first.
+
+    Member d makes the evaluation that comes d after the active slot's, as if those in between were in vain. A row of
+    ``members`` is filled up with its last member.
+    """
+
+    team: Tensor  # int64 [S], of each slot
+    depth: Tensor  # int64 [S], its place there, 0 for active slots
+    members: Tensor  # int64 [A, W], slots
+
+    @classmethod
+    def of(cls, active: Sequence[bool], device: torch.device) -> "Teams":
+        """Teams alike in size but for one, of S slots that are ``active`` (A > 0 of them) or idle."""
+        count = sum(active)
+        order = (~torch.tensor(active)).long().argsort(stable=True)  # active slots before idle ones
+        place = order.argsort()
+        missing = -len(order) % count
+        members = torch.cat([order, order[len(order) - count :][:missing]]).view(-1, count).T
+        return cls(*(t.to(device) for t in (place % count, place // count, members)))
+
+    @property
+    def first(self) -> Tensor:
+        """The active slot in each slot's team, int64 ``[S]``."""
+        return self.members[self.team, 0]
+
+    def last(self, stops: Tensor) -> Tensor:
+        """The slot in each slot's team whose evaluation is the last that counts, int64 ``[S]``.
+
+        It is the first member that ``stops`` (bool ``[S]``), and the last one if none does.
+        """
+        width = self.members.shape[1]
+        depths = torch.arange(width, device=stops.device)
+        first = depths.where(stops[self.members], width - 1).amin(1)
+        return self.members.gather(1, first.view(-1, 1)).squeeze(1)[self.team]
+
+
+class LookingAhead(Stepper):
+    """A stepper that evaluates ahead of time, in idle slots, what active ones come to if nothing better is found.
+
+    The outcome of every slot is that of `step` to the bit: what was evaluated ahead counts only where all that comes
+    before it was in vain. A helper's `it` is the index of the evaluation that it makes.
+    """
+
+    @abstractmethod
+    def send_ahead(self, state: State, threat: ThreatModel, noise: ExampleNoise, teams: Teams) -> State:
+        """Move every helper, so far a copy of its team's active slot, on to the evaluation that it is to make."""
+
+    @abstractmethod
+    def step_ahead(
+        self, model: Classifier, state: State, threat: ThreatModel, noise: ExampleNoise, teams: Teams
+    ) -> State:
+        """Evaluate every slot once, and move each team on by as many evaluations as count."""
 
 
 def settle(state: State, logits: Tensor, budget: int) -> Tensor:

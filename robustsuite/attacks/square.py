@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustsuite.attacks import square_l1
-from robustsuite.attacks.base import State, Stepper, settle
+from robustsuite.attacks.base import LookingAhead, State, Teams, settle
 from robustsuite.attacks.slots import fresh, pick
 from robustsuite.attacks.square_windows import SIGNS, Schedule, bumps_at, schedule_of, tiles, windows
 from robustsuite.attacks.starts import within
@@ -29,9 +29,12 @@ class SquareState(State):
     plans: Tensor  # [S, _CHUNK, F], see `Square._plans`, of the proposals from `planned` on
     planned: Tensor  # int64 [S]
 
-    # Steps that `plans` still covers, for every slot: a row refilled in between brings a whole chunk of its own, and
-    # a new state object starts at 0 and plans afresh. Only when plans are made depends on this, never what they say.
-    covered = 0
+    def __post_init__(self) -> None:
+        # Steps that `plans` still covers, for every slot, and the teams that they were made for. A row refilled in
+        # between brings a whole chunk of its own, and a new state object starts at 0 and plans afresh. Only when plans
+        # are made depends on this, never what they say.
+        self.covered = 0
+        self.teams: Teams | None = None
 
 
 @register_attack(
@@ -44,7 +47,7 @@ class SquareState(State):
     paper="Andriushchenko et al. 2020, arXiv:1912.00049; Croce and Hein 2021, arXiv:2103.01208 (L1)",
 )
 @dataclass(frozen=True)
-class Square(Stepper):
+class Square(LookingAhead):
     """Random search: recolour a random square, keep it when the margin shrinks.
 
     Evaluates the start (vertical stripes for Linf, a grid of tiles for L2 and L1), then ``n_queries`` proposals.
@@ -95,17 +98,52 @@ class Square(Stepper):
 
     def step(self, model: Classifier, state: State, threat: ThreatModel, noise: ExampleNoise) -> SquareState:
         """Evaluate `x_adv`, keep it if it is better, and propose the next point."""
-        threat = within(threat, state.x[0].numel())
         assert isinstance(state, SquareState)
+        self._evaluate(model, state, None)
+        return self._propose(state, ~state.done, threat, noise, None)
+
+    def send_ahead(self, state: State, threat: ThreatModel, noise: ExampleNoise, teams: Teams) -> SquareState:
+        """Have every helper propose what follows if all before it is rejected, which late in the search most is."""
+        assert isinstance(state, SquareState)
+        self._deepen(state, teams)
+        return self._propose(state, ~state.done & (teams.depth > 0), threat, noise, teams)
+
+    def step_ahead(
+        self, model: Classifier, state: State, threat: ThreatModel, noise: ExampleNoise, teams: Teams
+    ) -> SquareState:
+        """Evaluate every member's `x_adv`; the first better one counts, and those before it."""
+        assert isinstance(state, SquareState)
+        self._evaluate(model, state, teams)
+        self._deepen(state, teams)
+        return self._propose(state, ~state.done, threat, noise, teams)
+
+    def _evaluate(self, model: Classifier, state: SquareState, teams: Teams | None) -> None:
+        """Evaluate `x_adv` and keep it if it is better; a team goes on from the last evaluation that counts."""
         logits = model.logits(state.x_adv)
         active = ~state.done
-        move = settle(state, logits, self.budget)
+        settle(state, logits, self.budget)
         found = margins(logits, state.y)
         better = active & ((found < state.best) | state.fooled)
         state.best = found.where(better, state.best)
+        if teams is not None:
+            last = teams.last(better | state.done)
+            better = better[last]
+            for name in ("x_adv", "it", "fooled", "done", "best"):
+                setattr(state, name, getattr(state, name)[last])
         state.x_best = pick(better, state.x_adv, state.x_best)
+
+    def _deepen(self, state: SquareState, teams: Teams) -> None:
+        """Let members that stand at one evaluation stand behind one another."""
+        state.it = state.it + teams.depth
+        state.done = state.done | (state.it >= self.budget)
+
+    def _propose(
+        self, state: SquareState, move: Tensor, threat: ThreatModel, noise: ExampleNoise, teams: Teams | None
+    ) -> SquareState:
+        """Put the slots that ``move`` at their next proposal."""
+        threat = within(threat, state.x[0].numel())
         schedule = self._schedule(state.x, threat)
-        plan = self._plan(state, threat, noise)
+        plan = self._plan(state, threat, noise, teams)
         proposed = _PROPOSALS[threat.norm](state.x, state.x_best, plan, schedule, threat)
         state.x_adv = pick(move, proposed, state.x_adv)
         return state
@@ -114,15 +152,23 @@ class Square(Stepper):
         proposals = (self.n_queries, self.p_init, self.rescale_schedule)
         return schedule_of(proposals, x.shape[2], x.shape[3], threat.norm, x.device)
 
-    def _plan(self, state: SquareState, threat: ThreatModel, noise: ExampleNoise) -> Tensor:
-        """The plan of each slot's next proposal, ``[S,F]``."""
+    def _plan(self, state: SquareState, threat: ThreatModel, noise: ExampleNoise, teams: Teams | None) -> Tensor:
+        """The plan of each slot's next proposal, ``[S,F]``.
+
+        A team needs as many times more of them as it has members. Each keeps a chunk of its own, one behind the other.
+        """
         proposal = (state.it - 1).clamp_(0, self.n_queries - 1)
-        if state.covered == 0:
-            state.plans = self._plans(noise, state.x, state.lane, proposal, threat)
-            state.planned, state.covered = proposal, _CHUNK
+        if state.covered == 0 or state.teams is not teams:
+            first = state.planned = proposal if teams is None else proposal[teams.first]
+            if teams is not None:
+                first = first + _CHUNK * teams.depth
+            state.plans = self._plans(noise, state.x, state.lane, first, threat)
+            state.covered, state.teams = _CHUNK, teams
         state.covered -= 1
-        offset = (proposal - state.planned).view(-1, 1, 1).expand(-1, 1, state.plans.shape[2])
-        return state.plans.gather(1, offset).squeeze(1)
+        offset = proposal - state.planned
+        if teams is None:
+            return state.plans[torch.arange(len(offset), device=offset.device), offset]
+        return state.plans[teams.members[teams.team, offset // _CHUNK], offset % _CHUNK]
 
     def _plans(self, noise: ExampleNoise, x: Tensor, lane: Tensor, first: Tensor, threat: ThreatModel) -> Tensor:
         """Plans of the proposals ``first, first + 1, ...``, ``[S, _CHUNK, F]``, keyed by (lane, proposal).

@@ -115,6 +115,13 @@ class RunOptions:
     threads: Annotated[
         int | None, _option(_RUN, "--threads", min=1, help="CPU threads; part of the run's identity.")
     ] = None
+    precision: Annotated[
+        str,
+        _option(_RUN, "--precision", metavar="float32|tf32|bf16", help="Of attacks' passes; verdicts are float32."),
+    ] = "float32"
+    channels_last: Annotated[
+        bool, _option(_RUN, "--channels-last", help="Attack with the channels last in memory.")
+    ] = False
     device: Device = "auto"
     shard: Annotated[
         str | None, _option(_RUN, "--shard", metavar="I/N", help="Do only every N-th block, from the I-th (from 0).")

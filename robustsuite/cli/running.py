@@ -67,6 +67,8 @@ def prepare_run(model: ModelOptions, data: DataOptions, run: RunOptions, protoco
         seed=run.seed,
         slots=run.slots,
         threads=threads,
+        precision=run.precision,
+        channels_last=run.channels_last,
         plugins=subject.plugins,
     )
 

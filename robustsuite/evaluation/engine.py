@@ -2,19 +2,20 @@
 
 A slot that is fooled or out of budget is retired and refilled at once, so that every forward pass is full and has
 one shape: a row's bits then depend on its own example alone. Lanes (restarts, targets) of one example run one after
-the other; when the queue is dry, later lanes start ahead of time in what would be padding. The lowest lane that
-succeeds is the outcome, however the work was interleaved.
+the other; when the queue is dry, later lanes start ahead of time in what would be padding, and what is still idle
+looks ahead for those under way (`LookingAhead`). The lowest lane that succeeds is the outcome, however the work was
+interleaved.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from robustsuite.attacks.base import State, Stepper
+from robustsuite.attacks.base import LookingAhead, State, Stepper, Teams
 from robustsuite.evaluation.judge import Judge, Verdict
 from robustsuite.models.classifier import Classifier
 from robustsuite.noise import Noise
@@ -84,6 +85,7 @@ class Engine:
         self.sync_every = sync_every or (1 if model.device.type == "cpu" else 8)
         self.state: State | None = None
         self.owner: list[tuple[_Course, int] | None] = [None] * slots
+        self.teams: Teams | None = None  # as long as the same slots are active
         self.claims: list[_Claim] = []
         self.last_flush = time.monotonic()
 
@@ -100,13 +102,30 @@ class Engine:
         while self.waiting or self.open:
             self._fill()
             if any(self.owner):
+                self._form_teams()
                 for _ in range(self.sync_every):
-                    assert self.state is not None
-                    at = self.noise.at(self.state.ids)
-                    self.state = self.stepper.step(self.model, self.state, self.threat, at)
+                    self._step()
                 yield from self._retire()
             if self._should_flush():
                 yield from self._flush()
+
+    def _form_teams(self) -> None:
+        """Have idle slots help the active ones, if the stepper can make use of it."""
+        if self.teams is not None or not isinstance(self.stepper, LookingAhead) or all(self.owner):
+            return
+        assert self.state is not None
+        self.teams = Teams.of([pair is not None for pair in self.owner], self.model.device)
+        state = self.state.select(self.teams.first)
+        self.state = self.stepper.send_ahead(state, self.threat, self.noise.at(state.ids), self.teams)
+
+    def _step(self) -> None:
+        assert self.state is not None
+        at = self.noise.at(self.state.ids)
+        if self.teams is not None:
+            assert isinstance(self.stepper, LookingAhead)
+            self.state = self.stepper.step_ahead(self.model, self.state, self.threat, at, self.teams)
+        else:
+            self.state = self.stepper.step(self.model, self.state, self.threat, at)
 
     def _fill(self) -> None:
         """Give every free slot its next (example, lane)."""
@@ -144,6 +163,7 @@ class Engine:
         return course, course.next_lane - 1
 
     def _load(self, work: list[tuple[int, _Course, int]]) -> None:
+        self.teams = None
         x, y, ids, logits = self.rows([course.position for _, course, _ in work])
         lane = torch.tensor([lane for _, _, lane in work], device=x.device)
         fresh = self.stepper.init(x, y, logits, lane, self.threat, self.noise.at(ids))
@@ -153,14 +173,12 @@ class Engine:
             # Padding: the first row again, done from the start.
             index = torch.zeros(self.slots, dtype=torch.long, device=x.device)
             index[slots] = torch.arange(len(work), device=x.device)
-            self.state = _select(fresh, index)
+            self.state = fresh.select(index)
             idle = torch.ones(self.slots, dtype=torch.bool, device=x.device)
             idle[slots] = False
             self.state.done |= idle
             return
-        _unshare(self.state)
-        for f in fields(self.state):
-            getattr(self.state, f.name).index_copy_(0, slots, getattr(fresh, f.name))
+        self.state.put(slots, fresh)
 
     def _retire(self) -> Iterator[Finished]:
         assert self.state is not None
@@ -195,7 +213,7 @@ class Engine:
 
     def _release(self, course: _Course, lane: int) -> None:
         slot = course.running.pop(lane)
-        self.owner[slot] = None
+        self.owner[slot] = self.teams = None
         assert self.state is not None
         self.state.done[slot] = True
 
@@ -247,6 +265,9 @@ class VotingEngine(Engine):
             course.muted[lane] = self.stepper.budget
         super()._load(work)
 
+    def _form_teams(self) -> None:
+        """No slot looks ahead: draws differ from row to row."""
+
     def _retire(self) -> Iterator[Finished]:
         assert self.state is not None
         done, counts = self.state.done.tolist(), self.state.it.tolist()
@@ -275,18 +296,3 @@ class VotingEngine(Engine):
     def _verdicts(self, claims: Sequence[_Claim]) -> list[Verdict]:
         known = [c.verdict for c in claims if c.verdict is not None]
         return known if known else super()._verdicts(claims)
-
-
-def _unshare(state: State) -> None:
-    """Give fields that hold one tensor (a point that is the best one too) a tensor each, before rows are written."""
-    seen = set()
-    for f in fields(state):
-        value = getattr(state, f.name)
-        if value.data_ptr() in seen:
-            setattr(state, f.name, value.clone())
-        seen.add(value.data_ptr())
-
-
-def _select(state: State, index: Tensor) -> State:
-    """The rows of a state at ``index``, as a new state."""
-    return type(state)(**{f.name: getattr(state, f.name)[index].clone() for f in fields(state)})

@@ -27,6 +27,7 @@ from robustsuite.evaluation.stages import Bench
 from robustsuite.evaluation.verdicts import VERDICT
 from robustsuite.models.allocator import keep_memory
 from robustsuite.models.classifier import Classifier
+from robustsuite.models.precision import parse_precision
 from robustsuite.models.randomized import sampled
 from robustsuite.noise import Noise
 from robustsuite.results.records import load_record
@@ -68,6 +69,8 @@ def prepare(
     seed: int = 0,
     slots: int | None = None,
     threads: int | None = None,
+    precision: str = "float32",
+    channels_last: bool = False,
     plugins: dict[str, str] | None = None,
 ) -> Prepared:
     """Resolve the protocol and build the request; nothing is run. Raises before anything is spent."""
@@ -84,6 +87,8 @@ def prepare(
         if subject is not model:
             model, part = subject, part.model_copy(update={"wrap": _wrap_of(stage)})
     model, part = sampled(model, part)
+    searching = parse_precision(precision, model.device)
+    model.attacking(searching, channels_last=channels_last)  # refused now, if it is
     request = build_request(
         part,
         data,
@@ -92,6 +97,8 @@ def prepare(
         seed=seed,
         slots=slots,
         threads=threads,
+        precision=searching,
+        channels_last=channels_last,
         device=model.device,
         plugins=plugins or {},
     )
@@ -148,7 +155,16 @@ def evaluate(
         with _lock(runs, request.run_key, "open"):
             flags = _open(run_dir, prepared)
         resumed = any((run_dir / "ledger").rglob("*.safetensors"))
-        bench = Bench(prepared.model, prepared.data, prepared.threat, request.seed, request.slots, progress)
+        bench = Bench(
+            prepared.model,
+            prepared.data,
+            prepared.threat,
+            request.seed,
+            request.slots,
+            progress,
+            request.precision,
+            request.channels_last,
+        )
         store = LedgerStore(run_dir, blocks)
         cascade = Cascade(bench, store, prepared.stages, request.protocol)
         cascade.run()

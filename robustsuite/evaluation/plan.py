@@ -14,6 +14,7 @@ from robustsuite.data.dataset import Dataset
 from robustsuite.errors import UsageError
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.models.classifier import Classifier
+from robustsuite.models.precision import Precision
 from robustsuite.results.schema import DataPart, ModelPart, ProtocolPart, Request, ThreatPart
 from robustsuite.threat import ThreatModel
 
@@ -39,6 +40,8 @@ def build_request(
     seed: int,
     slots: int | None,
     threads: int | None,
+    precision: Precision,
+    channels_last: bool,
     device: torch.device,
     plugins: dict[str, str],
 ) -> Request:
@@ -69,6 +72,8 @@ def build_request(
         block_size=max(_MIN_BLOCK, -(-len(data) // _MAX_BLOCKS), slots if part.eot else 0),
         threads=threads or cores(),
         device=device.type,
+        precision=precision,
+        channels_last=channels_last,
         plugins=plugins,
     )
 

@@ -23,6 +23,7 @@ from robustsuite.evaluation.pending import Pending
 from robustsuite.evaluation.progress import Progress
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.models.classifier import Classifier, margins
+from robustsuite.models.precision import Precision
 from robustsuite.models.randomized import RandomizedClassifier
 from robustsuite.noise import Noise
 from robustsuite.threat import ThreatModel
@@ -38,9 +39,14 @@ class Bench:
     seed: int
     slots: int
     progress: Progress
+    precision: Precision = "float32"
+    channels_last: bool = False
     clean_logits: Tensor = field(init=False)
+    attacked: Classifier = field(init=False)
+    """The model as attacks see it; all else is `model`'s."""
 
     def __post_init__(self) -> None:
+        self.attacked = self.model.attacking(self.precision, channels_last=self.channels_last)
         self.clean_logits = torch.zeros(len(self.data), self.model.num_classes)
 
     @property
@@ -166,13 +172,13 @@ def _work(bench: Bench, pending: Pending, stage: Stage) -> Iterator[tuple[int, n
 def _engine(bench: Bench, pending: Pending, stepper: Stepper, noise: Noise) -> Iterator[Finished]:
     """All examples in one queue; of a randomised model, one block after the other, and each as a whole or not."""
     if not bench.votes:
-        engine = Engine(bench.model, stepper, bench.threat, noise, bench.judge(), slots=pending.slots)
+        engine = Engine(bench.attacked, stepper, bench.threat, noise, bench.judge(), slots=pending.slots)
         yield from engine.run(pending.todo, bench.rows)
         return
     for positions in pending.by_block:
         bench.model.restart(_stream(noise, pending, positions))
         slots = min(pending.slots, len(positions) * stepper.lanes(bench.model.num_classes))
-        engine = VotingEngine(bench.model, stepper, bench.threat, noise, bench.judge(), slots=slots)
+        engine = VotingEngine(bench.attacked, stepper, bench.threat, noise, bench.judge(), slots=slots)
         yield from list(engine.run(positions, bench.rows))
 
 
@@ -188,7 +194,7 @@ def _attack(
     x, y, ids, _ = bench.rows(positions)
     bench.model.restart(_stream(noise, pending, positions))
     before = (bench.model.passes.forward, bench.model.passes.backward)
-    x_adv = attack.run(bench.model, x.clone(), y.clone(), bench.threat, noise.at(ids))
+    x_adv = attack.run(bench.attacked, x.clone(), y.clone(), bench.threat, noise.at(ids))
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
         got = list(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
         raise ContractError(f"the attack must return x_adv of shape {list(x.shape)}, got {got}")

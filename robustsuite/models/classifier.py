@@ -1,14 +1,16 @@
 """What the suite sees of a model: float32 logits in eval mode, input gradients, counters, declared facts."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from robustsuite.errors import ContractError
+from robustsuite.errors import ContractError, UsageError
+from robustsuite.models.precision import Precision, exact_arithmetic, tf32_arithmetic
 from robustsuite.models.strided import Strided
 from robustsuite.noise import ExampleNoise, Noise
 
@@ -49,13 +51,16 @@ class Classifier:
     """A module as the suite uses it: ``x`` float32 ``[N,C,H,W]`` in [0,1] to float32 logits ``[N,K]``.
 
     The module is put into eval mode and its parameters stop requiring gradients. TF32 and autocast are off for every
-    pass, because verdicts are made here. Raises `ContractError` when the output is not a ``[N,K]`` float tensor with
-    K >= 2. `per_decision` and `per_evaluation` say how many passes of the network one verdict and one evaluation by
-    an attack cost for each example: more than one for classifiers that sample.
+    pass, because verdicts are made here; only a view that `attacking` gives may differ. Raises `ContractError` when
+    the output is not a ``[N,K]`` float tensor with K >= 2. `per_decision` and `per_evaluation` say how many passes of
+    the network one verdict and one evaluation by an attack cost for each example: more than one for classifiers that
+    sample.
     """
 
     per_decision: int = 1
     per_evaluation: int = 1
+    _precision: Precision = "float32"
+    _channels_last: bool = False
 
     def __init__(
         self,
@@ -74,6 +79,24 @@ class Classifier:
         self.passes = Passes()
         self._faster = Strided() if self.device.type == "cpu" else nullcontext()
 
+    def attacking(self, precision: Precision, *, channels_last: bool = False) -> Self:
+        """The same network, counters and all, as attacks see it: at this precision and in this layout of memory.
+
+        Logits and gradients stay float32, and are computed from float32 weights and images. Itself where nothing
+        differs. Raises `UsageError` for a classifier that samples, and for a layout that the images do not have.
+        """
+        if precision == "float32" and not channels_last:
+            return self
+        if type(self) is not Classifier:
+            raise UsageError("--precision and --channels-last are for plain networks; this model samples.")
+        if channels_last and len(self.input_shape) != 3:
+            raise UsageError(f"--channels-last is for images [C,H,W]; the model takes {list(self.input_shape)}.")
+        view = copy.copy(self)
+        view._precision, view._channels_last = precision, channels_last
+        if precision == "bf16":
+            view._faster = nullcontext()  # it multiplies float32
+        return view
+
     def restart(self, noise: Noise) -> None:
         """Key what follows anew: for networks that draw as they predict; others draw nothing."""
         del noise
@@ -90,7 +113,7 @@ class Classifier:
         classifier that draws may call ``losses`` several times; both answers are then means over its draws.
         """
         leaf = x.detach().requires_grad_(True)
-        with torch.enable_grad(), exact_arithmetic():
+        with torch.enable_grad(), self._arithmetic():
             with self._faster:
                 logits = self._forward(leaf)
             (grad,) = torch.autograd.grad(losses(logits).sum(), leaf)
@@ -120,7 +143,12 @@ class Classifier:
 
     def _forward(self, x: Tensor) -> Tensor:
         self.passes.forward += x.shape[0]
-        with torch.autocast(self.device.type, enabled=False), exact_arithmetic():
+        # One image, one layout: a single channel may have odd strides and count as contiguous all the same, and they
+        # choose the kernel, and with it the last bits.
+        x = x.flatten(1).unflatten(1, x.shape[1:])
+        if self._channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, self._precision == "bf16"), self._arithmetic():
             out = self.module(x)
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != x.shape[0] or not out.is_floating_point():
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -135,54 +163,5 @@ class Classifier:
             )
         return out.float()
 
-
-@contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Full float32 inside, whatever global switches say, and these as they were after: verdicts are made here.
-
-    Off are TF32, cudnn's choice of algorithms by timing, and bfloat16 inside of float32 products, which
-    `torch.set_float32_matmul_precision` allows on a CPU too.
-    """
-    precision, cuda = _overall(), torch.cuda.is_initialized()
-    if precision == "highest" and not cuda and all(map(_plain, _PARTS[:1])):
-        yield  # nothing to switch (the overall setting covers all but convolutions), and this is an inner loop
-        return
-    if precision not in (None, "highest"):
-        torch.set_float32_matmul_precision("highest")
-    parts = {part: part.fp32_precision for part in _PARTS if not _plain(part)}
-    try:
-        for part in parts:
-            part.fp32_precision = "ieee"
-        with _deterministic() if cuda else nullcontext():
-            yield
-    finally:
-        for part, value in parts.items():
-            part.fp32_precision = value
-        if precision not in (None, "highest"):
-            torch.set_float32_matmul_precision(precision)
-
-
-def _plain(part: Any) -> bool:
-    """Whether a backend multiplies float32 as float32."""
-    return part.fp32_precision not in ("bf16", "tf32")
-
-
-# Before torch 2.9 single backends cannot be told anything.
-_PARTS: list[Any] = [
-    part
-    for backend, name in (("mkldnn", "conv"), ("mkldnn", "matmul"), ("cuda", "matmul"))
-    if hasattr(part := getattr(getattr(torch.backends, backend), name, None), "fp32_precision")
-]
-
-
-def _overall() -> str | None:
-    """torch's one setting for all; None where single backends have been set, which it then refuses to summarise."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:
-        return None
-
-
-def _deterministic() -> Any:
-    cudnn = torch.backends.cudnn
-    return cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False)
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        return tf32_arithmetic() if self._precision == "tf32" else exact_arithmetic()

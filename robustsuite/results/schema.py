@@ -126,13 +126,19 @@ class Request(Part):
     device: str
     plugins: dict[str, str] = {}
     """sha256 of every plugin file that was loaded, by name."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    channels_last: bool = False
+    """How attacks make their passes; verdicts are float32 always. Both are left out of the JSON at their defaults."""
+
+    @model_serializer(mode="wrap")
+    def _only_where_reduced(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No trace in the run key of attacks in plain float32."""
+        plain = {"precision": "float32", "channels_last": False}
+        return {k: v for k, v in dump(self).items() if k not in plain or v != plain[k]}
 
     @property
     def run_key(self) -> str:
-        """16 hex digits of the sha256 over the canonical JSON.
-
-        Where the model and the data lie (and what the user calls them) is left out: the hashes say what they are.
-        """
+        """16 hex digits of the sha256 over the canonical JSON, without where model and data lie and their names."""
         body = self.model_dump(mode="json")
         for part, names in _WHEREABOUTS:
             for name in names:

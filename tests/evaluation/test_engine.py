@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustsuite.attacks.base import State, Stepper, settle
+from robustsuite.attacks.base import LookingAhead, State, Stepper, Teams, settle
 from robustsuite.evaluation.engine import Engine, Finished, VotingEngine
 from robustsuite.evaluation.judge import Verdict
 from robustsuite.models.classifier import Classifier
@@ -44,6 +44,28 @@ class Scripted(Stepper):
         state.x_adv = torch.where(state.done.view(-1, 1, 1, 1), state.x_adv, encoded.view(-1, 1, 1, 1))
         settle(state, logits, BUDGET)
         return state
+
+
+class Foreseeing(Scripted, LookingAhead):
+    """The same with idle slots that look ahead."""
+
+    def send_ahead(self, state: State, threat: ThreatModel, noise: ExampleNoise, teams: Teams) -> State:
+        state.it = state.it + teams.depth
+        state.done = state.done | (state.it >= BUDGET)
+        return state
+
+    def step_ahead(
+        self, model: Classifier, state: State, threat: ThreatModel, noise: ExampleNoise, teams: Teams
+    ) -> State:
+        state = self.step(model, state, threat, noise)
+        return self.send_ahead(state.select(teams.last(state.done)), threat, noise, teams)
+
+
+class Blind(Foreseeing):
+    """Must not be asked to look ahead."""
+
+    def send_ahead(self, state: State, threat: ThreatModel, noise: ExampleNoise, teams: Teams) -> State:
+        raise AssertionError
 
 
 @dataclass
@@ -105,15 +127,16 @@ def run_engine(
     st.sampled_from([0.03, 0.2, 0.6]),
     st.booleans(),
     st.integers(1, 3),
+    st.sampled_from([Scripted, Foreseeing]),
 )
-def test_equals_the_sequential_definition(n, lanes, slots, seed, density, immediate, every):
+def test_equals_the_sequential_definition(n, lanes, slots, seed, density, immediate, every, kind):
     ids = torch.arange(n)
     table = Noise(seed, "table").at(ids).uniform((lanes, BUDGET)) < density
     accepted = Noise(seed, "accept").at(ids).uniform((lanes, BUDGET)) < 0.7
     order = Noise(seed, "order").at(ids).bits(1)[:, 0].argsort().tolist()
     # A refused candidate is passed over once, which costs the scripted attack no evaluation of its table: with a
     # refusal the replayed lane sees the same table, so the sequential walk above is the definition.
-    finished = run_engine(table, accepted, slots, order, immediate, every)
+    finished = run_engine(table, accepted, slots, order, immediate, every, kind(table))
     assert sorted(f.position for f in finished) == list(range(n))
     for f in finished:
         lane, evaluations, refused = sequential(table, accepted, f.position)
@@ -151,6 +174,40 @@ def test_a_dry_queue_starts_later_lanes_ahead_of_time():
     assert busy == [4] * BUDGET
 
 
+def test_idle_slots_look_ahead_for_active_ones():
+    """One hard example and three slots: five evaluations take two rounds."""
+    rounds: list[int] = []
+
+    class Counting(Foreseeing):
+        def step(self, model, state, threat, noise):
+            rounds.append(int(state.it.min()))
+            return super().step(model, state, threat, noise)
+
+    table = torch.zeros(1, 1, BUDGET, dtype=torch.bool)
+    (finished,) = run_engine(table, table, 3, [0], False, 1, Counting(table))
+    assert finished.evaluations == BUDGET
+    assert rounds == [0, 3]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=20).filter(any), st.integers(0, 2**20 - 1))
+def test_teams_share_the_idle_slots_evenly_and_end_at_the_first_that_stops(active, bits):
+    teams = Teams.of(active, torch.device("cpu"))
+    slots, stops = range(len(active)), [bool(bits >> s & 1) for s in range(len(active))]
+    last = teams.last(torch.tensor(stops)).tolist()
+    sizes = []
+    for team in range(sum(active)):
+        members = sorted((s for s in slots if teams.team[s] == team), key=lambda s: int(teams.depth[s]))
+        assert [active[s] for s in members] == [True] + [False] * (len(members) - 1)
+        assert teams.depth[members].tolist() == list(range(len(members)))
+        assert teams.members[team, : len(members)].tolist() == members
+        assert {int(teams.first[s]) for s in members} == {members[0]}
+        assert {last[s] for s in members} == {next((s for s in members if stops[s]), members[-1])}
+        sizes.append(len(members))
+    assert sum(sizes) == len(active)
+    assert max(sizes) - min(sizes) <= 1
+
+
 @dataclass
 class ScriptedJury(ScriptedJudge):
     """Every lane's last point has so many wrong votes; above 50 it breaks."""
@@ -178,7 +235,7 @@ def test_votes_decide_at_the_end_of_every_lane(n, lanes, slots, seed, every):
 
     jury = ScriptedJury(table, True, wrong)
     threat = ThreatModel.parse("Linf:1")
-    engine = VotingEngine(model, Scripted(table), threat, Noise(0, "t"), jury, slots=slots, sync_every=every)  # pyright: ignore
+    engine = VotingEngine(model, Blind(table), threat, Noise(0, "t"), jury, slots=slots, sync_every=every)  # pyright: ignore
     finished = {f.position: f for f in engine.run(range(n), rows)}
     assert sorted(finished) == list(range(n))
     for i, f in finished.items():

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from robustsuite.models.classifier import exact_arithmetic
+from robustsuite.models.classifier import Classifier, exact_arithmetic
 
 backends = torch.backends
 
@@ -47,3 +48,20 @@ def test_settings_that_torch_cannot_summarise():
         with exact_arithmetic():
             pass
     assert state() == before
+
+
+def test_odd_strides_of_a_single_channel_change_no_bit():
+    """``[N,1,H,W]`` that was ``[N,H,W,1]`` counts as contiguous, keeps its strides, and would get another kernel."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.Flatten())
+        model = Classifier(nn.Sequential(module, nn.Linear(32 * 49, 10)), num_classes=10, input_shape=(1, 28, 28))
+        odd = torch.rand(100, 28, 28, 1).permute(0, 3, 1, 2).contiguous()
+    plain = odd.flatten(1).view(100, 1, 28, 28)
+    assert odd.stride() != plain.stride()
+    assert torch.equal(model.logits(odd), model.logits(plain))
+    assert torch.equal(model.gradient(odd, margin)[1], model.gradient(plain, margin)[1])
+
+
+def margin(logits: torch.Tensor) -> torch.Tensor:
+    return logits[:, 0] - logits[:, 1]
