@@ -26,12 +26,14 @@ def main() -> None:
     parser.add_argument("--runs", default="runs", type=Path)
     parser.add_argument("--workers", default=1, type=int)
     parser.add_argument("--n", default=10_000, type=int)
+    parser.add_argument("--tail-sample", type=int, help="as of `robustsuite eval`: the tail on so many survivors only")
     parser.add_argument("--skip-errors", action="store_true", help="only the hard images")
     args = parser.parse_args()
     images = str(args.data / "mnist" / "t10k-images-idx3-ubyte.gz")
     for name, (eps, least, most) in {} if args.skip_errors else BRACKETS.items():
         model = [str(args.data / "checkpoints" / f"{name}.pth"), "--arch", "mlp_b"]
-        more = ["--subset", f"first:{args.n}", "--workers", str(args.workers), "--tier", "standard"]
+        sample = ["--tail-sample", str(args.tail_sample)] if args.tail_sample else []
+        more = [*sample, "--subset", f"first:{args.n}", "--workers", str(args.workers), "--tier", "standard"]
         run = evaluate([*model, "--data", images, "--threat", f"Linf:{eps}", *more, "-o", str(args.runs)])
         error = 100 * (1 - metric(run, "robust_accuracy"))
         verdict = "inside" if least <= error <= most or args.n < 10_000 else "OUTSIDE"
@@ -44,19 +46,8 @@ def main() -> None:
             ids.write("\n".join(str(i) for i in hard[name]))
             ids.flush()
             model = [str(args.data / "checkpoints" / file), "--arch", arch, "--data", images]
-            run = evaluate(
-                [
-                    *model,
-                    "--subset",
-                    f"ids:{ids.name}",
-                    "--threat",
-                    "Linf:0.3",
-                    "--tier",
-                    "strong",
-                    "-o",
-                    str(args.runs),
-                ]
-            )
+            more = ["--subset", f"ids:{ids.name}", "--tier", "strong", "-o", str(args.runs)]
+            run = evaluate([*model, *more, "--threat", "Linf:0.3"])
         count = len(hard[name])
         broken = count - round(count * metric(run, "robust_accuracy"))
         total += broken

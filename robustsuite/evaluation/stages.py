@@ -129,6 +129,8 @@ def run_stage(
     """
     name = prefix + stage.plan.name
     pending = Pending(store, name, blocks, eligible, bench.slots, bench.votes)
+    if not pending.open:
+        return pending.finished
     bench.progress.start(name, len(pending.todo))
     error = ""
     while pending.open:
