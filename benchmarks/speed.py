@@ -3,8 +3,7 @@
     python benchmarks/speed.py [--data ../shared/data] [--runs 5] [--protocol autoattack] [--only NAME] [--json FILE]
 
 For each checkpoint: the ratio of wall times with its spread over the runs, the passes of both sides (exact), and the
-efficiency: passes made times the bare time of a pass at the same batch shape, over the wall time. The floor of a
-ResNet-18 is measured on few images and steps, because a CPU needs minutes for more.
+efficiency: passes made times the bare time of a pass at the same batch shape, over the wall time.
 """
 
 import argparse
@@ -23,6 +22,7 @@ from zoo import Entry, shared
 from robustsuite.data.dataset import Dataset
 from robustsuite.evaluation.plan import cores, default_slots
 from robustsuite.evaluation.protocol import load_protocol
+from robustsuite.models.allocator import keep_memory
 
 
 def main() -> None:
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(cores())
+    keep_memory()  # for the floor and both sides, as the evaluator does for its own
     results = {}
     for entry in shared(args.data):
         if entry.name in ("mnist_cnn_a_adv", "cifar_cnn_a_adv") and args.only in entry.name:
