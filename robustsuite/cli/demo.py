@@ -25,7 +25,7 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train small networks on digits, attack and certify each, and build a leaderboard, in about a minute."""
+    """Train small networks on digits, attack and certify each, and build a leaderboard, in about two minutes."""
     import torch
 
     from robustsuite.leaderboard.export import build
