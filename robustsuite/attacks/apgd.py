@@ -9,7 +9,7 @@ from robustsuite.attacks.apgd_l1 import Sparse
 from robustsuite.attacks.apgd_momentum import Momentum
 from robustsuite.attacks.apgd_rule import APGDState, Rule
 from robustsuite.attacks.base import State, Stepper
-from robustsuite.attacks.losses import LOSSES, dlr_targeted
+from robustsuite.attacks.losses import LOSSES, dlr_targeted, ranked
 from robustsuite.attacks.slots import fresh
 from robustsuite.attacks.starts import within
 from robustsuite.errors import UsageError
@@ -164,10 +164,8 @@ class APGDT(APGD):
 
     def targets(self, logits: Tensor, y: Tensor, lane: Tensor) -> Tensor:
         """The class with the (lane + 1)-th largest clean logit among the others."""
-        others = logits.scatter(1, y.view(-1, 1), float("-inf"))
-        order = others.argsort(dim=1, descending=True, stable=True)
         rank = lane % min(self.n_targets, logits.shape[1] - 1)
-        return order.gather(1, rank.view(-1, 1)).squeeze(1)
+        return ranked(logits, y).gather(1, rank.view(-1, 1)).squeeze(1)
 
     def losses(self, logits: Tensor, state: APGDState) -> Tensor:
         """Targeted DLR; any misclassification counts as success, not the target's alone."""

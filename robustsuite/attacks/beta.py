@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustsuite.attacks.base import State, Stepper, rows, settle
+from robustsuite.attacks.losses import gap, ranked
 from robustsuite.attacks.slots import fresh, pick
 from robustsuite.attacks.starts import inside, within
 from robustsuite.errors import UsageError
@@ -107,8 +108,7 @@ class BETA(Stepper):
     ) -> BETAState:
         """Slots with a random point of the ball for each target."""
         threat, targets = within(threat, x[0].numel()), min(self.n_targets, logits.shape[1] - 1)
-        others = logits.scatter(1, y.view(-1, 1), float("-inf"))
-        order = others.argsort(dim=1, descending=True, stable=True)[:, :targets].contiguous()
+        order = ranked(logits, y)[:, :targets].contiguous()
         draws = [lane * targets + number for number in range(targets)]
         points = torch.stack([inside(x, threat, noise.child("start"), draw) for draw in draws], 1)
         moment = torch.zeros_like(points) if threat.norm == "Linf" else torch.zeros_like(points[:, :, :1, :1, :1])
@@ -131,14 +131,10 @@ class BETA(Stepper):
         slot = torch.arange(len(now), device=now.device)
         turn = state.order[slot, schedule.place[now]]
         target = state.classes[slot, turn]
-
-        def losses(logits: Tensor) -> Tensor:
-            return (logits.gather(1, target.view(-1, 1)) - logits.gather(1, state.y.view(-1, 1))).squeeze(1)
-
-        gap, logits, grad = model.loss_gradient(state.x_adv, losses)
+        lead, logits, grad = model.loss_gradient(state.x_adv, lambda z: gap(z, state.y, target))
         move = settle(state, logits, budget)
         before = state.reached[slot, turn]
-        state.reached[slot, turn] = torch.where(move, gap.maximum(before), before)
+        state.reached[slot, turn] = torch.where(move, lead.maximum(before), before)
         moment, direction = self._direction(state.moment[slot, turn], grad.nan_to_num(0), schedule.moves[now], threat)
         moved = state.x + threat.project(state.x, state.x_adv - state.x + self.alpha * threat.radius * direction)
         state.moment[slot, turn] = pick(move, moment, state.moment[slot, turn])

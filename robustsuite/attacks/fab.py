@@ -9,6 +9,7 @@ from torch.linalg import vecdot
 
 from robustsuite.attacks.base import State, Stepper, rows
 from robustsuite.attacks.hyperplane import displacement
+from robustsuite.attacks.losses import gap, ranked
 from robustsuite.attacks.slots import fresh, pick
 from robustsuite.attacks.starts import within
 from robustsuite.errors import UsageError
@@ -139,22 +140,10 @@ class Boundary(Stepper):
         state.x_adv = torch.lerp(state.x, state.point, rows(share, state.x))
 
 
-def _ranked(logits: Tensor, y: Tensor) -> Tensor:
-    """The other classes by falling logit, int64 ``[S,K-1]``."""
-    others = logits.scatter(1, y.view(-1, 1), float("-inf"))
-    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
-
-
 def _linearise(model: Classifier, state: FABState, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, and the value ``[S]`` and the gradient of ``z_target - z_y`` at `point`."""
-    pair = torch.stack([target, state.y], 1)
-
-    def gaps(logits: Tensor) -> Tensor:
-        two = logits.gather(1, pair)
-        return two[:, 0] - two[:, 1]
-
-    logits, normal = model.gradient(state.point, gaps)
-    return logits, gaps(logits).nan_to_num(0), normal.nan_to_num_(0, 0, 0)
+    logits, normal = model.gradient(state.point, lambda z: gap(z, state.y, target))
+    return logits, gap(logits, state.y, target).nan_to_num(0), normal.nan_to_num_(0, 0, 0)
 
 
 @register_attack(
@@ -193,7 +182,7 @@ class FABT(Boundary):
     def classes(self, logits: Tensor, y: Tensor, lane: Tensor) -> Tensor:
         """The target, ``[S,1]``."""
         rank = lane % self._targets(logits.shape[1])
-        return _ranked(logits, y).gather(1, rank.view(-1, 1))
+        return ranked(logits, y).gather(1, rank.view(-1, 1))
 
     def step(self, model: Classifier, state: State, threat: ThreatModel, noise: ExampleNoise) -> FABState:
         """Evaluate and linearise at `point`, then move it to the boundary."""
@@ -247,7 +236,7 @@ class FAB(Boundary):
 
     def classes(self, logits: Tensor, y: Tensor, lane: Tensor) -> Tensor:
         """The likeliest other classes."""
-        return _ranked(logits, y)[:, : self.n_targets].contiguous()
+        return ranked(logits, y)[:, : self.n_targets].contiguous()
 
     def init(
         self, x: Tensor, y: Tensor, logits: Tensor, lane: Tensor, threat: ThreatModel, noise: ExampleNoise

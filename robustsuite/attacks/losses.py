@@ -36,18 +36,28 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (top[:, 0] - top[:, 2] + _TINY)
 
 
+def gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """``z_t - z_y``, the logit of the target minus that of the label."""
+    return (logits.gather(1, target.view(-1, 1)) - logits.gather(1, y.view(-1, 1))).squeeze(1)
+
+
+def ranked(logits: Tensor, y: Tensor) -> Tensor:
+    """The classes other than the label by falling logit, int64 ``[N,K-1]``."""
+    others = logits.scatter(1, y.view(-1, 1), float("-inf"))
+    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted DLR, ``(z_t - z_y) / (z_1 - (z_3 + z_4) / 2)`` (Croce and Hein 2020, eq. 7), any number of classes.
 
     Three classes: ``z_1 - (z_2 + z_3) / 2``. (``z_1 - z_3`` would make the loss -1 everywhere, without a gradient,
     while the target ranks last.) Two classes: the plain difference, as in `dlr`.
     """
-    gap = (logits.gather(1, target.view(-1, 1)) - logits.gather(1, y.view(-1, 1))).squeeze(1)
-    classes = logits.shape[1]
+    lead, classes = gap(logits, y, target), logits.shape[1]
     if classes < 3:
-        return gap
+        return lead
     top = logits.topk(min(classes, 4), dim=1).values
-    return gap / (top[:, 0] - 0.5 * (top[:, -2] + top[:, -1]) + _TINY)
+    return lead / (top[:, 0] - 0.5 * (top[:, -2] + top[:, -1]) + _TINY)
 
 
 LOSSES: dict[str, Losses] = {"ce": ce, "margin": margin, "dlr": dlr}

@@ -11,7 +11,7 @@ from robustsuite.attacks.apgd_l1 import SparseState
 from robustsuite.attacks.apgd_momentum import MomentumState
 from robustsuite.attacks.apgd_rule import APGDState, Rule
 from robustsuite.attacks.base import State, Stepper, rows, settle
-from robustsuite.attacks.losses import dlr_targeted
+from robustsuite.attacks.losses import dlr_targeted, gap, ranked
 from robustsuite.attacks.slots import fresh
 from robustsuite.attacks.starts import within
 from robustsuite.errors import UsageError
@@ -86,9 +86,7 @@ class MALT(Stepper):
     ) -> Ranking:
         """Slots at the clean image, with their candidates."""
         threat = within(threat, x[0].numel())
-        others = logits.scatter(1, y.view(-1, 1), float("-inf"))
-        order = others.argsort(dim=1, descending=True, stable=True)
-        order = order[:, : min(self.candidates, logits.shape[1] - 1)].contiguous()
+        order = ranked(logits, y)[:, : self.candidates].contiguous()
         plain = self._rule(threat).state(fresh(x, y, lane, noise, x.clone()), y.clone(), threat)
         kind = RankingSparse if isinstance(plain, SparseState) else RankingMomentum
         values = {f.name: getattr(plain, f.name) for f in fields(plain)}
@@ -103,8 +101,7 @@ class MALT(Stepper):
         target = torch.where(measuring, state.candidates.gather(1, at).squeeze(1), state.target)
 
         def losses(logits: Tensor) -> Tensor:
-            gap = (logits.gather(1, target.view(-1, 1)) - logits.gather(1, state.y.view(-1, 1))).squeeze(1)
-            return torch.where(measuring, gap, dlr_targeted(logits, state.y, target))
+            return torch.where(measuring, gap(logits, state.y, target), dlr_targeted(logits, state.y, target))
 
         loss, logits, grad = model.loss_gradient(state.x_adv, losses)
         grad = grad.nan_to_num(0)

@@ -43,7 +43,7 @@ class Cascade:
         self.bench, self.store = bench, store
         self.stages = Parts.of(stages, protocol).cascade
         self.attacks = overlapping(stages, protocol)
-        self.names = [CLEAN, *[s.name for s in self.stages], *[OVERLAP + s.name for s in self.attacks[1:]]]
+        self.names = ledger_names(stages, protocol)
 
     def missing(self) -> int:
         """Blocks of the whole run that lack a stage."""
@@ -96,6 +96,12 @@ def overlapping(stages: list[Stage], protocol: ProtocolPart) -> list[Stage]:
     if not protocol.contributions or protocol.tail_sample:
         return []
     return [s for s in Parts.of(stages, protocol).cascade if s.attacks]
+
+
+def ledger_names(stages: list[Stage], protocol: ProtocolPart) -> list[str]:
+    """What the shards leave in the ledger, by name."""
+    again = [OVERLAP + s.name for s in overlapping(stages, protocol)[1:]]
+    return [CLEAN, *[s.name for s in Parts.of(stages, protocol).cascade], *again]
 
 
 def run_blocks(

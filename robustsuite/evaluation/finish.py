@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from robustsuite.evaluation.audit import audit, with_outcome
-from robustsuite.evaluation.cascade import Parts, merge, overlapping, run_blocks
-from robustsuite.evaluation.ledger import CLEAN, OVERLAP, REST, LedgerStore, Note, Outcome, StageLedger
+from robustsuite.evaluation.cascade import Parts, ledger_names, merge, run_blocks
+from robustsuite.evaluation.ledger import CLEAN, REST, LedgerStore, Note, Outcome, StageLedger
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.evaluation.stages import Bench
 from robustsuite.evaluation.suspicion import SUSPICIOUS, suspicions
@@ -50,10 +50,8 @@ def finish(
 ) -> Findings:
     """Read the cascade of all shards back and run what needs all of it. Idempotent: a kill only repeats it."""
     parts = Parts.of(stages, request.protocol)
-    names = [CLEAN, *[s.name for s in parts.cascade]]
-    names += [OVERLAP + s.name for s in overlapping(stages, request.protocol)[1:]]
     found = Findings({}, {}, list(checks), None, dict(skipped))
-    for name in names:
+    for name in ledger_names(stages, request.protocol):
         part, note = merge(store, name)
         found.add({name: part}, {name: note})
     bench.clean_logits = torch.from_numpy(found.ledger[CLEAN].extra["logits"].copy())
@@ -76,7 +74,7 @@ def finish(
 
 def _follow_up(bench: Bench, store: LedgerStore, flagged: list[Stage], found: Findings) -> None:
     """Suspicions call for more attacks on what is left."""
-    raised = sorted(f.name for f in found.flags if f.raised and f.name in SUSPICIOUS)
+    raised = any(f.raised and f.name in SUSPICIOUS for f in found.flags)
     for stage in flagged:
         if raised:
             run_blocks(bench, store, stage, found.undecided)

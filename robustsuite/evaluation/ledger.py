@@ -121,6 +121,13 @@ class Blocks:
         return np.arange(block * self.size, min((block + 1) * self.size, self.n))
 
 
+def write_points(path: Path, stage: str, block: int, points: dict[int, np.ndarray]) -> None:
+    """Store the points of a block, by position."""
+    positions = sorted(points)
+    arrays = {"position": np.array(positions, np.int64), "x_adv": np.stack([points[p] for p in positions])}
+    write_arrays(path, arrays, {"stage": stage, "block": block})
+
+
 class LedgerStore:
     """The block files of one run directory."""
 
@@ -142,12 +149,7 @@ class LedgerStore:
         What a second attack made of a broken example is no evidence for any number, so it is not kept.
         """
         if adversarials and not stage.startswith(OVERLAP):
-            positions = sorted(adversarials)
-            arrays = {
-                "position": np.array(positions, np.int64),
-                "x_adv": np.stack([adversarials[p] for p in positions]),
-            }
-            write_arrays(self.adversarials_path(stage, block), arrays, {"stage": stage, "block": block})
+            write_points(self.adversarials_path(stage, block), stage, block, adversarials)
         meta = {"stage": stage, "block": block, "note": asdict(note)}
         write_arrays(self.path(stage, block), part.arrays(), meta)
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robustsuite.evaluation.ledger import LedgerStore, Note, Outcome, StageLedger
-from robustsuite.results.store import write_arrays
+from robustsuite.evaluation.ledger import LedgerStore, Note, Outcome, StageLedger, write_points
 
 
 def left_path(store: LedgerStore, stage: str, block: int) -> Path:
@@ -84,9 +83,7 @@ class Pending:
     def _close(self, block: int, error: str = "") -> None:
         note = Note(error, self.guarantee, self.slots)
         if left := self.left.pop(block):
-            places = sorted(left)
-            arrays = {"position": np.array(places, np.int64), "x_adv": np.stack([left[p] for p in places])}
-            write_arrays(left_path(self.store, self.stage, block), arrays, {"stage": self.stage, "block": block})
+            write_points(left_path(self.store, self.stage, block), self.stage, block, left)
         self.store.write(self.stage, block, self.parts[block], self.adversarials.pop(block), note)
         self.finished[block] = self.parts.pop(block)
         self.open.pop(block)
