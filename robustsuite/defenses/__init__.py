@@ -1,10 +1,13 @@
 """One file a defense. `base` holds the contract: the slots that a training-time defense fills, and the wraps."""
 
-from robustsuite.defenses.base import FitMethod, InnerSpec, Step, StepMethod, Term, WrapMethod, reduce_terms
+from robustsuite.defenses.base import FitMethod, StepMethod, WrapMethod
+from robustsuite.defenses.context import Context
 from robustsuite.defenses.losses import ce, kl
+from robustsuite.defenses.step import InnerSpec, Step, Term, reduce_terms
 from robustsuite.registry import register_defense
 
 __all__ = [
+    "Context",
     "FitMethod",
     "InnerSpec",
     "Step",

@@ -10,7 +10,13 @@ from robustsuite.defenses.losses import ce
 from robustsuite.registry import register_defense
 
 
-@register_defense("pgd_at", kind="step", paper="Madry et al. 2018, arXiv:1706.06083", cost="steps + 1 passes")
+@register_defense(
+    "pgd_at",
+    kind="step",
+    paper="Madry et al. 2018, arXiv:1706.06083, eq. 2.1",
+    cost="steps + 1 passes",
+    defaults={"cifar10": {"steps": 10, "alpha": 0.25}, "mnist": {"steps": 40, "alpha": 1 / 30}},
+)
 @dataclass(frozen=True)
 class PGDAT(StepMethod):
     """Cross-entropy on the worst example that PGD finds in the ball.

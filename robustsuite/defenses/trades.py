@@ -10,7 +10,13 @@ from robustsuite.defenses.losses import ce, kl
 from robustsuite.registry import register_defense
 
 
-@register_defense("trades", kind="step", paper="Zhang et al. 2019, arXiv:1901.08573", cost="steps + 2 passes")
+@register_defense(
+    "trades",
+    kind="step",
+    paper="Zhang et al. 2019, arXiv:1901.08573, eq. 5",
+    cost="steps + 2 passes",
+    defaults={"cifar10": {"beta": 6.0}, "mnist": {"beta": 1.0, "steps": 40, "alpha": 1 / 30}},
+)
 @dataclass(frozen=True)
 class TRADES(StepMethod):
     """``CE(f(x), y) + beta KL(p(x) || p(x'))``, x' maximising the divergence.

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from robustsuite.bounds.graph import trace
 from robustsuite.bounds.ibp import ibp_margins
 from robustsuite.data.dataset import Dataset
-from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term, reduce_terms
+from robustsuite.defenses.base import StepMethod
+from robustsuite.defenses.step import InnerSpec, Step, Term, reduce_terms
 from robustsuite.noise import Noise, fork_global
 from robustsuite.registry import ARCHITECTURES
 from robustsuite.testing.finding import Report, expect
@@ -71,8 +72,8 @@ class _Bench:
         """The loop's order: labels, views, terms, weights, reduction."""
         found: list[tuple[InnerSpec, Tensor]] = []
 
-        def inner(step: Step, spec: InnerSpec) -> Tensor:
-            found.append((spec, maximise(step, spec)))
+        def inner(step: Step, spec: InnerSpec, x: Tensor, q: Tensor) -> Tensor:
+            found.append((spec, maximise(step, spec, x, q)))
             return found[-1][1]
 
         def bounds(lower: Tensor, upper: Tensor, y: Tensor) -> Tensor:

@@ -2,8 +2,18 @@
 
 from robustsuite.training.checkpoint import save_trained, sidecar_of
 from robustsuite.training.loop import train
-from robustsuite.training.method import make_method
-from robustsuite.training.run import Settings
+from robustsuite.training.method import make_composed, make_method
+from robustsuite.training.settings import Settings
 from robustsuite.training.trained import DivergedError, Epoch, Trained
 
-__all__ = ["DivergedError", "Epoch", "Settings", "Trained", "make_method", "save_trained", "sidecar_of", "train"]
+__all__ = [
+    "DivergedError",
+    "Epoch",
+    "Settings",
+    "Trained",
+    "make_composed",
+    "make_method",
+    "save_trained",
+    "sidecar_of",
+    "train",
+]

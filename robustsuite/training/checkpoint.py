@@ -27,6 +27,7 @@ def sidecar_of(trained: Trained, which: Which = "best") -> Sidecar:
     defense: dict[str, Any] = {
         "name": trained.defense,
         "params": trained.params,
+        "modifiers": trained.modifiers,
         "threat": trained.threat,
         "settings": trained.settings,
         "data": trained.data,

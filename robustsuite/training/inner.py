@@ -5,10 +5,10 @@ on a module whose parameters are being trained. The geometry is the threat model
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robustsuite.defenses.base import InnerSpec, Step
 from robustsuite.defenses.losses import ce, kl
+from robustsuite.defenses.step import InnerSpec, Objective, Step
 from robustsuite.noise import ExampleNoise
 from robustsuite.threat import Eps, ThreatModel
 from robustsuite.training.modes import mode
@@ -16,29 +16,46 @@ from robustsuite.training.modes import mode
 GAUSS_SCALE = 1e-3  # the start of TRADES: anything but zero, far inside every ball
 
 
-def maximise(step: Step, spec: InnerSpec) -> Tensor:
-    """``x_adv`` shaped like ``step.x``, detached, in ball and box.
+def maximise(step: Step, spec: InnerSpec, x: Tensor, q: Tensor) -> Tensor:
+    """``x_adv`` shaped like ``x``, detached, in ball and box.
 
     Only the input is differentiated: parameters keep their ``.grad``, and in ``eval`` and ``train_frozen`` mode
     every buffer too. The start is keyed by seed, step, example and ``spec.draw``.
     """
-    threat = ThreatModel(step.threat.norm, Eps(step.threat.eps.fraction * Eps.parse(spec.eps).fraction))
-    alpha = spec.alpha * step.threat.radius
-    x = step.x
-    delta = threat.project(x, start(spec, x, threat, step.noise.child("inner")))
-    with mode(step.module, spec.bn_mode):
-        clean = _clean_logits(step) if spec.loss == "kl" else None
+    threat = scaled(step.threat, spec.eps)
+    alpha = spec.alpha * step.threat.radius * (-1 if spec.descend else 1)
+    room = threat if spec.project else ThreatModel("Linf", Eps.parse("1"))
+    delta = room.project(x, start(spec, x, scaled(step.threat, spec.eps * spec.init_eps), step.noise.child("inner")))
+    label = q.argmax(1)
+    kappa = torch.zeros_like(label)
+    left = torch.full_like(label, spec.patience if spec.patience is not None else spec.steps)
+    module = step.module if spec.target is None else spec.target
+    with mode(module, spec.bn_mode):
+        objective = _objective(step, spec, x, q, module)
         for _ in range(spec.steps):
             leaf = (x + delta).requires_grad_(True)
             with torch.enable_grad():
-                logits = step.forward(leaf)
-                losses = ce(logits, step.q) if clean is None else kl(clean, logits)
-                (grad,) = torch.autograd.grad(losses.sum(), leaf)
+                logits = step.forward(leaf, module)
+                (grad,) = torch.autograd.grad(objective(logits).sum(), leaf)
             step.passes.backward += x.shape[0]
             if threat.norm == "L1":  # whose ascent moves one pixel: let it be one that the box lets move
-                grad = grad.masked_fill(torch.where(grad > 0, leaf >= 1, leaf <= 0), 0)
-            delta = threat.project(x, delta + alpha * threat.ascent(grad))
+                grad = grad.masked_fill(torch.where(grad * alpha > 0, leaf >= 1, leaf <= 0), 0)
+            moved = room.project(x, delta + alpha * threat.ascent(grad))
+            if spec.count or spec.patience is not None:
+                right = logits.detach().argmax(1) == label
+                kappa += right
+                if spec.patience is not None:
+                    moved = moved.where((right | (left > 0)).view(-1, *[1] * (x.ndim - 1)), delta)
+                    left -= (~right).long()
+            delta = moved
+    if spec.count:
+        step.trace["kappa"] = kappa
     return (x + delta).clamp(0, 1)
+
+
+def scaled(threat: ThreatModel, factor: float) -> ThreatModel:
+    """The same norm with ``factor`` times eps."""
+    return threat if factor == 1 else ThreatModel(threat.norm, Eps(threat.eps.fraction * Eps.parse(factor).fraction))
 
 
 def start(spec: InnerSpec, x: Tensor, threat: ThreatModel, noise: ExampleNoise) -> Tensor:
@@ -55,6 +72,11 @@ def start(spec: InnerSpec, x: Tensor, threat: ThreatModel, noise: ExampleNoise) 
     return direction * length.view(-1, *[1] * len(shape))
 
 
-def _clean_logits(step: Step) -> Tensor:
+def _objective(step: Step, spec: InnerSpec, x: Tensor, q: Tensor, module: nn.Module) -> Objective:
+    if callable(spec.loss):
+        return spec.loss
+    if spec.loss == "ce":
+        return lambda logits: ce(logits, q)
     with torch.no_grad():
-        return step.forward(step.x)
+        clean = step.forward(x, module)
+    return lambda logits: kl(clean, logits)

@@ -1,18 +1,27 @@
-"""The training loop that step methods plug into: one process, one device, everything keyed by the seed."""
+"""The training loop that every step method plugs into, everything in it keyed by the seed."""
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustsuite.data.dataset import Dataset
 from robustsuite.defenses.base import StepMethod
+from robustsuite.defenses.composed import Composed
+from robustsuite.defenses.context import Context
+from robustsuite.errors import UsageError
 from robustsuite.models.factory import build
+from robustsuite.noise import Noise, generator_seed
 from robustsuite.threat import ThreatModel
-from robustsuite.training.method import defense_name, hyper_parameters
-from robustsuite.training.run import Progress, Run, Settings
+from robustsuite.training.launch import Launch
+from robustsuite.training.method import as_composed, described, make_method
+from robustsuite.training.resume import resume
+from robustsuite.training.run import LEAST, Progress, Run, shuffled
+from robustsuite.training.settings import Settings
+from robustsuite.training.store import Store
 from robustsuite.training.trained import Trained
 from robustsuite.training.validation import default_size, hold_out
 
@@ -24,43 +33,53 @@ def train(
     data: Dataset,
     threat: ThreatModel,
     *,
-    epochs: int = 20,
-    batch_size: int = 128,
-    lr: float = 0.05,
-    optimizer: str = "sgd",
-    schedule: str = "one_cycle",
-    weight_decay: float = 5e-4,
-    clip: float = 0.0,
-    seed: int = 0,
-    validation: int | None = None,
     device: str | torch.device = "cpu",
+    devices: int = 1,
     progress: Progress | None = None,
+    keep_at: str | Path | None = None,
+    keep_every: float = 60.0,
+    **settings: Any,
 ) -> Trained:
     """Train ``arch`` on ``data`` with ``method`` against ``threat`` and select an epoch on held-out examples.
 
-    The same arguments give bit-identical weights on one machine. ``progress(done, total, info)`` is called after every
-    step. Raises `DivergedError` when loss or weights stop being finite (it carries the best epoch so far), and
-    `UsageError` for settings that cannot be, `ContractError` for a method that breaks its contract.
+    ``settings`` are the fields of `Settings`. The same arguments give bit-identical weights on one machine.
+    ``progress(done, total, info)`` is called after every step. With ``keep_at`` (where the checkpoint will go) the
+    state is written beside it every ``keep_every`` seconds and after each epoch; the same call again goes on from
+    there, and ends as if it had never been killed. Raises `DivergedError` when loss or weights stop being finite (it
+    carries the best epoch so far), `UsageError` for settings that cannot be, `ContractError` for a method that breaks
+    its contract, `InputError` for a state that belongs to another training.
     """
-    params = hyper_parameters(method)
+    composed = as_composed(method)
+    validation = settings.pop("validation", None)
     if validation is None:
-        validation = 0 if method.select == "last" else default_size(data)
-    settings = Settings(epochs, batch_size, lr, optimizer, schedule, weight_decay, clip, seed, validation)
-    kept, held = hold_out(data, validation, seed)
+        validation = 0 if composed.select == "last" else default_size(data)
+    chosen = Settings(validation=validation, **settings)
+    _refuse(composed, chosen, devices)
+    kept, held = hold_out(data, validation, chosen.seed)
+    launch = Launch(device, chosen.precision, devices)
+    base, *modifiers = described(composed)
     trained = Trained(
-        module=initial_module(arch, arch_params, data, seed).to(device),
+        module=initial_module(arch, arch_params, data, chosen.seed).to(launch.device),
         arch=arch,
         arch_params=dict(arch_params),
         num_classes=data.num_classes,
         input_shape=data.input_shape,
-        defense=defense_name(method),
-        params=params,
-        settings=asdict(settings),
+        defense=base["name"],
+        params=base["params"],
+        modifiers=modifiers,
+        settings=asdict(chosen) | ({"devices": devices} if devices > 1 else {}),
         threat=str(threat),
+        rank=launch.rank,
         data={"name": data.name, "subset": data.subset, "n": len(data), "fingerprint": data.fingerprint},
     )
-    run = Run(method, trained, settings, kept, held, threat, torch.device(device), progress)
+    store = Store(keep_at, request_of(trained), keep_every) if keep_at is not None else None
     began = time.perf_counter()
+    state = store.load() if store is not None else None
+    context = _context(trained, kept, threat, chosen, launch, composed.replays)
+    context.resuming = state is not None
+    run = Run(composed, trained, chosen, kept, held, context, launch, progress if launch.first else None, store)
+    if state is not None:
+        resume(run, state)
     # cudnn may otherwise choose another algorithm, and so other last bits, in the next run
     cudnn = torch.backends.cudnn
     with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
@@ -68,9 +87,65 @@ def train(
     trained.seconds = time.perf_counter() - began
     trained.module.load_state_dict(trained.best_state)
     trained.module.eval().requires_grad_(False)
+    launch.wait()
     return trained
 
 
 def initial_module(arch: str, arch_params: dict[str, Any], data: Dataset, seed: int) -> nn.Module:
     """The untrained network, weights drawn by ``seed``; raises `InputError` when it cannot be built for ``data``."""
     return build(arch, arch_params, num_classes=data.num_classes, input_shape=data.input_shape, seed=seed)
+
+
+def request_of(trained: Trained) -> dict[str, Any]:
+    """Everything that decides the weights."""
+    names = ("arch", "arch_params", "defense", "params", "modifiers", "settings", "threat", "data")
+    return {name: getattr(trained, name) for name in names}
+
+
+def _refuse(method: Composed, settings: Settings, devices: int) -> None:
+    """What no training can do, with the reason."""
+    if devices > 1 and min(LEAST, settings.batch_size) < 2 * devices:
+        raise UsageError(
+            f"{devices} devices need batches of at least {2 * devices} examples, two for each; batch_size is "
+            f"{settings.batch_size}, and the last batch of an epoch may have {LEAST}."
+        )
+    if method.second_order and settings.precision != "fp32":
+        raise UsageError("this method differentiates gradients, which bf16 does not survive; use --precision fp32.")
+    if method.second_order and settings.compile:
+        raise UsageError("this method differentiates gradients, which compiled modules cannot; leave --compile out.")
+    if method.batch_coupled and devices > 1:
+        raise UsageError(
+            "this method's loss couples the examples of a batch, and each of several devices sees only its part; use "
+            "one device."
+        )
+
+
+def _context(
+    trained: Trained, data: Dataset, threat: ThreatModel, settings: Settings, launch: Launch, replays: int
+) -> Context:
+    def order(epoch: int) -> list[Tensor]:
+        return [rows.to(launch.device) for rows in shuffled(data.ids, epoch, settings.batch_size, settings.seed)]
+
+    def fresh(name: str) -> nn.Module:
+        return initial_module(trained.arch, trained.arch_params, data, generator_seed(settings.seed, name) >> 31)
+
+    def other(name: str, params: dict[str, Any], on: Dataset = data) -> nn.Module:
+        recipe: dict[str, Any] = asdict(settings)
+        recipe |= {"validation": 0, "seed": generator_seed(settings.seed, name) >> 31}
+        made = make_method(name, params)
+        return train(made, trained.arch, trained.arch_params, on, threat, device=launch.device, **recipe).module
+
+    return Context(
+        module=trained.module,
+        threat=threat,
+        data=data,
+        num_classes=data.num_classes,
+        input_shape=data.input_shape,
+        epochs=settings.epochs,
+        total=settings.epochs * len(order(0)) * replays,
+        noise=Noise(settings.seed, "train/setup"),
+        device=launch.device,
+        build=fresh,
+        train_other=other,
+        batches=lambda epoch: iter(order(epoch)),
+    )

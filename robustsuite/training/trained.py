@@ -1,6 +1,6 @@
 """What a training hands back, finished or stopped."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,23 +8,42 @@ from torch import Tensor, nn
 from robustsuite.errors import RobustsuiteError
 
 State = dict[str, Tensor]
+COLLAPSE = 0.2
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: mean loss terms, and accuracy in [0,1] on the held-out examples (None: not measured)."""
+    """One epoch: mean loss terms, and what the held-out examples say (None: not measured), accuracies in [0,1].
+
+    Two monitors of catastrophic overfitting: FGSM's accuracy far above PGD's (`robust_accuracy`), and the share of
+    `abnormal` examples, whose loss FGSM lowers.
+    """
 
     number: int
     terms: dict[str, float]
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
+    fgsm_accuracy: float | None = None
+    abnormal: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether FGSM's accuracy exceeds PGD's by more than `COLLAPSE`: the network has learnt to fool FGSM."""
+        if self.fgsm_accuracy is None or self.robust_accuracy is None:
+            return False
+        return self.fgsm_accuracy - self.robust_accuracy > COLLAPSE
 
 
 @dataclass
 class Trained:
     """A trained module in eval mode, with the weights of the selected epoch, and how it came about.
 
-    `settings` are those of the loop and `params` those of the defense: with seed, data and threat they repeat the
+    `settings` are those of the loop, `params` those of the base defense, and `modifiers` hold a name and params each:
+    with seed, data and threat they repeat the
     training bit for bit on one machine. `best` is the selected epoch's number, `last_state` the final weights.
     """
 
@@ -35,6 +54,7 @@ class Trained:
     input_shape: tuple[int, ...]
     defense: str
     params: dict[str, Any]
+    modifiers: list[dict[str, Any]]
     settings: dict[str, Any]
     threat: str
     data: dict[str, Any]
@@ -45,6 +65,20 @@ class Trained:
     forward: int = 0
     backward: int = 0
     seconds: float = 0.0
+    rank: int = 0
+
+    @property
+    def overfitting(self) -> float | None:
+        """Robust overfitting: the selected epoch's robust accuracy minus the last one's, where both were measured."""
+        if not self.history or not self.best:
+            return None
+        best, last = self.history[self.best - 1].robust_accuracy, self.history[-1].robust_accuracy
+        return None if best is None or last is None else best - last
+
+    @property
+    def collapsed_at(self) -> int | None:
+        """The first epoch that shows catastrophic overfitting."""
+        return next((epoch.number for epoch in self.history if epoch.collapsed), None)
 
 
 class DivergedError(RobustsuiteError):

@@ -1,10 +1,11 @@
 """Held-out examples, and accuracy on them: what an epoch is selected by."""
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from robustsuite.data.dataset import Dataset
 from robustsuite.errors import UsageError
@@ -38,16 +39,32 @@ def hold_out(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset | No
     return data.take(kept, f"{data.subset} but {size} held out"), data.take(held, f"{size} held out of {data.subset}")
 
 
-def accuracies(
+class Scores(NamedTuple):
+    """Accuracies in [0,1]: clean, under PGD-10, under FGSM; and the share of examples whose loss FGSM lowers."""
+
+    clean: float | None
+    robust: float | None
+    fgsm: float | None
+    abnormal: float | None
+
+
+def scores(
     module: nn.Module, data: Dataset, threat: ThreatModel, noise: Noise, *, robust: bool, device: torch.device
-) -> tuple[float, float | None]:
-    """Clean accuracy, and the accuracy under PGD-10 where ``robust``. The module is copied, never touched."""
+) -> Scores:
+    """What the examples of ``data`` say of ``module``; only clean accuracy unless ``robust``. The module is copied."""
     model = Classifier(copy.deepcopy(module), num_classes=data.num_classes, input_shape=data.input_shape, device=device)
     x, y, ids = data.x.to(device), data.y.to(device), data.ids.to(device)
-    right = model.logits(x).argmax(1) == y
+    clean = model.logits(x)
+    right = clean.argmax(1) == y
     if not robust:
-        return float(right.double().mean()), None
-    pgd: Any = ATTACKS.get("pgd").target
-    x_adv = pgd(steps=STEPS).run(model, x, y, threat, noise.at(ids))
-    held = right & ~fooled(model.logits(x_adv), y)
-    return float(right.double().mean()), float(held.double().mean())
+        return Scores(_share(right), None, None, None)
+    attacks: Any = ATTACKS
+    strong = attacks.get("pgd").target(steps=STEPS).run(model, x, y, threat, noise.at(ids))
+    weak = model.logits(attacks.get("fgsm").target().run(model, x, y, threat, noise.at(ids)))
+    held, held_weak = right & ~fooled(model.logits(strong), y), right & ~fooled(weak, y)
+    abnormal = F.cross_entropy(weak, y, reduction="none") < F.cross_entropy(clean, y, reduction="none")
+    return Scores(_share(right), _share(held), _share(held_weak), _share(abnormal))
+
+
+def _share(which: Tensor) -> float:
+    return float(which.double().mean())

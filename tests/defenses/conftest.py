@@ -23,7 +23,7 @@ def identity_step(x: Tensor, y: Tensor, adversarial: Tensor, **changed: object) 
         "progress": 0.0,
         "num_classes": x.shape[1],
         "noise": Noise(0, "test").at(torch.arange(len(y))),
-        "inner": lambda step, spec: adversarial,
+        "inner": lambda step, spec, x, q: adversarial,
         "bounds": lambda lower, upper, y: torch.zeros_like(lower),
     }
     return Step(**(fields | changed))

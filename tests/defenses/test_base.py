@@ -61,5 +61,5 @@ def test_a_divergence_cannot_start_at_zero():
 
 def test_a_maximised_view_carries_no_graph(toy: Step):
     weight = torch.ones(1, requires_grad=True)
-    toy.inner = lambda step, spec: step.x * weight
+    toy.inner = lambda step, spec, x, q: x * weight
     assert not toy.maximise(InnerSpec()).requires_grad

@@ -59,9 +59,9 @@ def test_a_doubled_batch_has_the_same_loss(name: str, toy: Step, doubled: Step):
 def test_the_inner_problem_of_each_method(toy: Step):
     asked: list[InnerSpec] = []
 
-    def inner(step: Step, spec: InnerSpec) -> torch.Tensor:
+    def inner(step: Step, spec: InnerSpec, x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         asked.append(spec)
-        return step.x
+        return x
 
     toy.inner = inner
     PGDAT(steps=7, alpha=0.2).views(toy)

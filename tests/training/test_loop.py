@@ -114,7 +114,10 @@ def test_shuffling_is_a_permutation_keyed_by_example(blobs: Dataset):
     assert blobs.ids.flip(0)[flipped].tolist() == blobs.ids[order].tolist()
 
 
-@pytest.mark.parametrize(("n", "size", "expected"), [(5, 16, [5]), (17, 16, [17]), (1, 16, [1]), (3, 1, [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("n", "size", "expected"),
+    [(5, 16, [5]), (17, 16, [17]), (1, 16, [1]), (3, 1, [1, 1, 1]), (24, 16, [16, 8]), (9, 4, [4, 5])],
+)
 def test_odd_batches(n: int, size: int, expected: list[int]):
     assert [len(b) for b in shuffled(torch.arange(n), 1, size, 0)] == expected
 
@@ -185,7 +188,7 @@ def test_mistakes_are_named(blobs: Dataset):
     with pytest.raises(UsageError, match="no optimizer 'sdg'"):
         quick(Standard(), blobs, optimizer="sdg")
     with pytest.raises(UsageError, match="no schedule"):
-        quick(Standard(), blobs, schedule="cyclic")
+        quick(Standard(), blobs, schedule="cylic")
     with pytest.raises(UsageError, match="cannot hold out 60 of 60"):
         quick(Standard(), blobs, validation=60)
     with pytest.raises(UsageError, match="at least 1"):

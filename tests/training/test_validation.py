@@ -12,7 +12,7 @@ from robustsuite.noise import Noise
 from robustsuite.registry import ARCHITECTURES
 from robustsuite.threat import ThreatModel
 from robustsuite.training import loop, run
-from robustsuite.training.validation import accuracies, default_size, hold_out
+from robustsuite.training.validation import Scores, default_size, hold_out, scores
 
 LINF = ThreatModel.parse("Linf:0.1")
 
@@ -34,10 +34,15 @@ def test_the_default_is_a_tenth_at_most_200(blobs: Dataset):
     assert default_size(many.take(torch.arange(1500), "some")) == 150
 
 
-def test_accuracies_leave_the_module_alone(blobs: Dataset):
+def test_scores_leave_the_module_alone(blobs: Dataset):
     module = ARCHITECTURES.get("tests_bn_dropout").target(num_classes=3, input_shape=(1, 4, 4)).train()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    clean, robust = accuracies(module, blobs, LINF, Noise(0, "v"), robust=True, device=torch.device("cpu"))
+    found = scores(module, blobs, LINF, Noise(0, "v"), robust=True, device=torch.device("cpu"))
+    clean, robust = found.clean, found.robust
+    assert robust is not None
+    assert found.fgsm is not None
+    assert robust <= found.fgsm <= 1
+    assert found.abnormal is not None
     assert module.training
     assert all(p.requires_grad and p.grad is None for p in module.parameters())
     assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())
@@ -53,14 +58,14 @@ def test_the_epoch_is_selected_by_what_the_method_says(select: str, expected: in
 
     def fake(module: object, data: object, threat: object, noise: object, *, robust: bool, device: object):
         clean, under_attack = next(measured)
-        return clean, under_attack if robust else None
+        return Scores(clean, under_attack if robust else None, None, None)
 
     @dataclass(frozen=True)
     class Method(Standard):
         pass
 
     Method.select = select  # type: ignore[misc,assignment]
-    monkeypatch.setattr(run, "accuracies", fake)
+    monkeypatch.setattr(run, "scores", fake)
     trained = loop.train(Method(), "tests_linear", {}, blobs, LINF, epochs=4, batch_size=16, validation=12)
     assert trained.best == expected
     assert trained.history[-1].robust_accuracy == 0.3  # best and last are both reported

@@ -1,0 +1,100 @@
+"""What a method sees of a whole training: the network, its auxiliary models, and what may be asked of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustsuite.data.dataset import Dataset
+from robustsuite.errors import ContractError, InputError
+from robustsuite.noise import Noise
+from robustsuite.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """A named model beside the trained one. `trained`: the optimiser moves it too, at `lr` times the learning rate and
+    with `weight_decay` (None: that of the training).
+    """
+
+    module: nn.Module
+    trained: bool = False
+    lr: float = 1.0
+    weight_decay: float | None = None
+
+
+@dataclass
+class Context:
+    """One training as its method sees it in `setup` and `epoch_end`; the loop makes it.
+
+    `data` are the examples that are trained on. `done` of `total` optimiser steps are taken, `epoch` of `epochs` ended
+    (0 in setup). `aux` and the memories are in every checkpoint of the run; while one is `resuming`, what setup builds
+    is overwritten from it. `build` makes an untrained network (of the trained one's architecture by default), `load`
+    takes a checkpoint, ``train_other(name, params, on=data)`` trains a network of the same architecture with another
+    method and the same recipe.
+    """
+
+    module: nn.Module
+    threat: ThreatModel
+    data: Dataset
+    num_classes: int
+    input_shape: tuple[int, ...]
+    epochs: int
+    total: int
+    noise: Noise
+    device: torch.device
+    build: Callable[[str], nn.Module]
+    train_other: Callable[..., nn.Module]
+    batches: Callable[[int], Iterator[Tensor]]
+    done: int = 0
+    epoch: int = 0
+    resuming: bool = False
+    scope: str = ""
+    aux: dict[str, nn.Module] = field(default_factory=dict)
+    auxiliaries: dict[str, Auxiliary] = field(default_factory=dict)
+    memories: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """The plugin's own memory, the same that `Step.memory` gives."""
+        return self.memories.setdefault(self.scope, {})
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done."""
+        return self.done / max(self.total, 1)
+
+    def add(self, name: str, module: nn.Module, **how: Any) -> nn.Module:
+        """Keep ``module`` as the auxiliary model ``name``; ``how`` are the fields of `Auxiliary`."""
+        auxiliary = Auxiliary(module.to(self.device), **how)
+        module.requires_grad_(auxiliary.trained).train(auxiliary.trained)
+        self.aux[name], self.auxiliaries[name] = module, auxiliary
+        return module
+
+    def load(self, reference: str, what: str = "teacher") -> nn.Module:
+        """A trained network from a checkpoint or any other model reference, checked to fit the data.
+
+        Raises `InputError` when it has other classes or another input shape.
+        """
+        from robustsuite.models.reference import ModelSpec, load_model
+
+        spec = ModelSpec(reference)
+        try:
+            model = load_model(
+                spec, input_shape=self.input_shape, num_classes=self.num_classes, device=self.device
+            ).classifier
+        except (InputError, ContractError) as error:
+            raise InputError(
+                f"the {what} {reference} cannot be used for images {list(self.input_shape)} of {self.num_classes} "
+                f"classes: {error}"
+            ) from error
+        if model.num_classes != self.num_classes:
+            raise InputError(
+                f"the {what} {reference} knows {model.num_classes} classes, the training data has {self.num_classes}; "
+                f"give a {what} that was trained on this kind of data."
+            )
+        return model.module
