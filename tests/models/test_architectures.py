@@ -1,10 +1,12 @@
 """The registered networks: sizes, shapes, names."""
 
+import importlib
+
 import pytest
 import torch
 
 from robustsuite.errors import InputError
-from robustsuite.models import factory
+from robustsuite.models import factory, robustbench
 from robustsuite.registry import ARCHITECTURES
 
 MNIST, CIFAR, DIGITS = (1, 28, 28), (3, 32, 32), (1, 8, 8)
@@ -24,6 +26,8 @@ MNIST, CIFAR, DIGITS = (1, 28, 28), (3, 32, 32), (1, 8, 8)
         ("small_cnn", MNIST, 40_490),
         ("resnet18", CIFAR, 11_173_962),
         ("preactresnet18", CIFAR, 11_172_170),
+        ("wrn28_10", CIFAR, 36_479_194),
+        ("wrn34_10", CIFAR, 46_160_474),
         ("aol_mlp", DIGITS, 85_002),
         ("aol_cnn", DIGITS, 26_090),
         ("sll_mlp", DIGITS, 59_530),
@@ -38,7 +42,7 @@ def test_parameters_and_output(name: str, shape: tuple, params: int) -> None:
 
 def test_every_architecture_is_tested_above() -> None:
     tested = {"cnn_a", "conv_small", "madry_tiny", "mlp_b", "mlp", "small_cnn", "resnet18", "preactresnet18"}
-    tested |= {"aol_mlp", "aol_cnn", "sll_mlp", "sll_cnn"}
+    tested |= {"aol_mlp", "aol_cnn", "sll_mlp", "sll_cnn", "wrn28_10", "wrn34_10"}
     built_in = {e.name for e in ARCHITECTURES if e.origin.startswith("robustsuite.")}
     assert built_in == tested
 
@@ -74,3 +78,38 @@ def test_weights_at_construction_are_the_same_every_time_and_leave_the_generator
     first, second = (factory.build("mlp_b", {}, num_classes=10, input_shape=MNIST) for _ in range(2))
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "preactresnet18", "wrn28_10"])
+@pytest.mark.parametrize("activation", ["silu", "softplus"])
+def test_the_activation_is_a_parameter(name: str, activation: str) -> None:
+    kinds = {"silu": torch.nn.SiLU, "softplus": torch.nn.Softplus}
+    net = factory.build(name, {"activation": activation, "width": 2}, num_classes=10, input_shape=CIFAR)
+    assert any(isinstance(module, kinds[activation]) for module in net.modules())
+    assert not any(isinstance(module, torch.nn.ReLU) for module in net.modules())
+    with pytest.raises(InputError, match="no activation 'gelu'; choose relu, silu, softplus"):
+        factory.build(name, {"activation": "gelu"}, num_classes=10, input_shape=CIFAR)
+
+
+def test_a_small_cnn_with_batch_norm_has_one_after_each_convolution() -> None:
+    net = factory.build("small_cnn", {"batch_norm": True}, num_classes=10, input_shape=DIGITS)
+    assert [type(m).__name__ for m in net][:3] == ["Conv2d", "BatchNorm2d", "ReLU"]
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in net) == 3
+
+
+def test_a_wide_resnet_has_a_depth_that_exists() -> None:
+    with pytest.raises(InputError, match="depth of 6 n"):
+        factory.build("wrn28_10", {"depth": 29}, num_classes=10, input_shape=CIFAR)
+
+
+@pytest.mark.reference
+@pytest.mark.skipif(not robustbench.installed(), reason="robustbench is not installed (extra 'reference')")
+def test_a_wide_resnet_answers_as_robustbenchs_with_its_weights() -> None:
+    robustbench._package()
+    zoo = importlib.import_module("robustbench.model_zoo.architectures.wide_resnet")
+    theirs = zoo.WideResNet(depth=10, widen_factor=2, num_classes=10).eval()
+    ours = factory.build("wrn28_10", {"depth": 10, "width": 2}, num_classes=10, input_shape=CIFAR).eval()
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("sub_block1")})
+    x = torch.rand(4, *CIFAR)
+    with torch.no_grad():
+        assert torch.allclose(ours(x), theirs(x), atol=1e-5)
