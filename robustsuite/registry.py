@@ -80,9 +80,7 @@ class Registry:
 
     def get(self, name: str) -> Entry:
         """The entry called ``name``; raises `UnknownNameError` with the nearest names otherwise."""
-        self.discover()
-        self._expand(name.partition(":")[0])
-        if name in self.entries:
+        if name in self:
             return self.entries[name]
         near = difflib.get_close_matches(name, self.entries, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
@@ -98,7 +96,8 @@ class Registry:
 
     def __contains__(self, name: str) -> bool:
         self.discover()
-        self._expand(name.partition(":")[0])
+        if name not in self.entries:  # a member that needs no package must not ask for its family's
+            self._expand(name.partition(":")[0])
         return name in self.entries
 
     def _expand(self, prefix: str) -> None:

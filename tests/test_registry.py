@@ -21,6 +21,8 @@ def toys():
 
 @pytest.fixture(autouse=True)
 def _undo():
+    for known in registry.REGISTRIES.values():
+        known.discover()  # once only: what it finds must not be undone
     before = {kind: dict(known.entries) for kind, known in registry.REGISTRIES.items()}
     failures, modules = list(FAILURES), set(sys.modules)
     yield

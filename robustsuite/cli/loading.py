@@ -66,7 +66,15 @@ def load_subject(model: ModelOptions, data: DataOptions, device: str, plugins: d
     subject = subject_of(spec, examples, device, plugins)
     if model.eot:
         subject = dataclasses.replace(subject, part=subject.part.model_copy(update={"eot": model.eot}))
-    return dataclasses.replace(subject, classifier=wrapped(subject.classifier, subject.part.wrap))
+    part = subject.part
+    if model.wrap:
+        if part.wrap:
+            raise UsageError(f"the sidecar already puts '{part.wrap['name']}' around the network; leave --wrap out.")
+        part = part.model_copy(update={"wrap": {"name": model.wrap, **values.pairs("-W", model.wrap_param)}})
+    elif model.wrap_param:
+        raise UsageError("-W gives parameters to --wrap NAME, which is missing.")
+    part = part.model_copy(update={"wrap": in_full(part.wrap)})
+    return dataclasses.replace(subject, classifier=wrapped(subject.classifier, part.wrap), part=part)
 
 
 def subject_of(spec: "ModelSpec", data: "Dataset", device: str, plugins: dict[str, str]) -> Subject:
@@ -105,6 +113,24 @@ def wrapped(classifier: "Classifier", wrap: dict[str, Any] | None) -> "Classifie
     """The classifier inside the inference-time defense that ``wrap`` names, or what a certifier makes of it."""
     if wrap is None:
         return classifier
+    from robustsuite.defenses.base import WrapMethod
+
+    plugin = _outer(wrap)
+    return plugin.wrap(classifier) if isinstance(plugin, WrapMethod) else plugin.subject(classifier)
+
+
+def in_full(wrap: dict[str, Any] | None) -> dict[str, Any] | None:
+    """``wrap`` with every parameter as it was resolved: what a default or a file stands for is part of a run's key."""
+    if wrap is None:
+        return None
+    plugin = _outer(wrap)
+    params = {f.name: getattr(plugin, f.name) for f in dataclasses.fields(plugin) if f.init}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in params.items()}
+    return {k: v for k, v in wrap.items() if k in ("kind", "name")} | plain
+
+
+def _outer(wrap: dict[str, Any]) -> Any:
+    """The wrap or certifier that ``wrap`` names."""
     from robustsuite.certification.base import Certifier
     from robustsuite.defenses.base import WrapMethod
     from robustsuite.evaluation.protocol import make
@@ -113,11 +139,9 @@ def wrapped(classifier: "Classifier", wrap: dict[str, Any] | None) -> "Classifie
     params = {k: v for k, v in wrap.items() if k not in ("kind", "name")}
     registry = CERTIFIERS if wrap.get("kind") == "certifier" else DEFENSES
     plugin = make(registry.get(str(wrap.get("name"))), params)
-    if isinstance(plugin, WrapMethod):
-        return plugin.wrap(classifier)
-    if isinstance(plugin, Certifier):
-        return plugin.subject(classifier)
-    raise UsageError(f"the model's wrap '{wrap.get('name')}' is no inference-time defense; look at its sidecar.")
+    if not isinstance(plugin, WrapMethod | Certifier):
+        raise UsageError(f"the model's wrap '{wrap.get('name')}' is no inference-time defense; look at its sidecar.")
+    return plugin
 
 
 def _output(text: str) -> Literal["logits", "probabilities"]:

@@ -66,6 +66,12 @@ class ModelOptions:
     output: Annotated[
         str, _option(_MODEL, "--output", metavar="logits|probabilities", help="What the model returns.")
     ] = "logits"
+    wrap: Annotated[
+        str | None, _option(_MODEL, "--wrap", metavar="NAME", help="An inference-time defense around it: jpeg, ...")
+    ] = None
+    wrap_param: Annotated[
+        list[str], _option(_MODEL, "-W", "--wrap-param", metavar="KEY=VALUE", help="The wrap's parameter.")
+    ] = dataclasses.field(default_factory=list)
     randomized: Annotated[bool, _option(_MODEL, "--randomized", help="Declare that the model is random.")] = False
     eot: Annotated[
         int | None,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustsuite.defenses.context import Context
 from robustsuite.defenses.step import InnerSpec, Step, Term
 from robustsuite.models.classifier import Classifier
+from robustsuite.threat import Norm
 
 
 class StepMethod:
@@ -34,6 +35,8 @@ class StepMethod:
     """Whether gradients are differentiated again, which half precision does not survive."""
     restore: ClassVar[Literal["before_update", "after_update"]] = "before_update"
     """When the offset of `perturb` is taken back: SAM steps from the old weights, AWP from the moved ones."""
+    norms: ClassVar[tuple[Norm, ...]] = ("Linf", "L2", "L1")
+    """The threat models' norms that the method is made for."""
     joint: ClassVar[tuple[str, ...]] = ()
     """Views that go through the network in one batch, and so share batch-norm statistics."""
     scope: Literal["both", "loss", "attack"] = "both"

@@ -178,6 +178,7 @@ def compose(base: tuple[str, StepMethod], *modifiers: tuple[str, StepMethod]) ->
         "second_order": any(part.second_order for part in methods),
         "restore": perturbing.restore,
         "select": selecting.select,
+        "norms": tuple(norm for norm in StepMethod.norms if all(norm in part.norms for part in methods)),
         "joint": next((part.joint for part in methods if part.joint), ()),
         "replays": max(part.replays for part in methods),
     }

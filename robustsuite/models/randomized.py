@@ -37,9 +37,13 @@ class RandomizedClassifier(Classifier):
             facts=Facts(randomized=True, differentiable=base.facts.differentiable),
         )
         self.passes = base.passes
+        self.recount(eot, draws)
+        self.restart(Noise(0, "randomized"))
+
+    def recount(self, eot: int, draws: int) -> None:
+        """Another number of draws for an evaluation and for a verdict."""
         self.eot, self.draws = eot, draws
         self.per_evaluation, self.per_decision = eot, draws
-        self.restart(Noise(0, "randomized"))
 
     def restart(self, noise: Noise) -> None:
         """Key the passes of `logits` and `gradient` that follow by ``noise`` and their number, counted from 0."""
@@ -110,6 +114,7 @@ def sampled(model: Classifier, part: ModelPart) -> tuple[Classifier, ModelPart]:
     if model.facts.randomized and type(model) is Classifier:
         model = RandomizedClassifier(model, eot=part.eot or EOT, draws=part.draws or DRAWS)
     if isinstance(model, RandomizedClassifier):
+        model.recount(part.eot or model.eot, part.draws or model.draws)
         return model, part.model_copy(update={"eot": model.eot, "draws": model.draws})
     if part.eot or part.draws:
         raise UsageError("--eot is for models that are random by themselves; declare that with --randomized.")

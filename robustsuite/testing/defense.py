@@ -9,6 +9,7 @@ import torch
 
 from robustsuite.data.dataset import Dataset
 from robustsuite.defenses.base import FitMethod, StepMethod, WrapMethod
+from robustsuite.defenses.composed import compose
 from robustsuite.errors import ContractError
 from robustsuite.evaluation.checks import check_model, refuse
 from robustsuite.models.classifier import Classifier
@@ -26,14 +27,18 @@ from robustsuite.testing.finding import (
 from robustsuite.testing.step_method import check_step_method
 from robustsuite.testing.toys import SEED, linear_case
 from robustsuite.testing.watch import Watch
+from robustsuite.training.method import make_method
 
-BASES = {"step": StepMethod, "fit": FitMethod, "wrap": WrapMethod}
+BASES = {"step": StepMethod, "modifier": StepMethod, "fit": FitMethod, "wrap": WrapMethod}
 # The words that mean the same everywhere in the suite need no explanation.
 WORDS = {"eps", "alpha", "steps", "restarts", "sigma", "n", "n0", "failure_probability", "seed", "batch", "loss"}
 
 
 def check_defense(plugin: Any, params: Mapping[str, Any] = {}) -> list[Finding]:
-    """Findings on a defense: a registered `Entry`, or its class. Of a fit method only the form is checked."""
+    """Findings on a defense: a registered `Entry`, or its class.
+
+    A modifier is played on its paper's base. Of a fit method only the form is checked.
+    """
     entry = as_entry(plugin, DEFENSES)
     report = Report(entry.target)
     small = quick_params(entry.target, params)
@@ -48,7 +53,8 @@ def check_defense(plugin: Any, params: Mapping[str, Any] = {}) -> list[Finding]:
     report.check("documentation", _documented, entry.target)
     method = entry.target(**small)
     if isinstance(method, StepMethod):
-        check_step_method(report, method)
+        whole = ((method.base, make_method(method.base)),) if entry.facts["kind"] == "modifier" else ()
+        check_step_method(report, compose(*whole, (entry.name, method)))
     elif isinstance(method, WrapMethod):
         report.check("wrap", _wrap, method)
     return report.findings

@@ -4,14 +4,17 @@ The registry's `pgd` attacks a classifier's decision and stops on what it fooled
 on a module whose parameters are being trained. The geometry is the threat model's in both.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from robustsuite.defenses.losses import ce, kl
 from robustsuite.defenses.step import InnerSpec, Objective, Step
+from robustsuite.models.strided import Strided
 from robustsuite.noise import ExampleNoise
 from robustsuite.threat import Eps, ThreatModel
-from robustsuite.training.modes import mode
+from robustsuite.training.modes import frozen, mode
 
 GAUSS_SCALE = 1e-3  # the start of TRADES: anything but zero, far inside every ball
 
@@ -30,7 +33,10 @@ def maximise(step: Step, spec: InnerSpec, x: Tensor, q: Tensor) -> Tensor:
     kappa = torch.zeros_like(label)
     left = torch.full_like(label, spec.patience if spec.patience is not None else spec.steps)
     module = step.module if spec.target is None else spec.target
-    with mode(module, spec.bn_mode):
+    # A compiled module would be compiled again for frozen parameters
+    quick = nullcontext() if step.compiled else frozen(module)
+    strided = Strided() if x.device.type == "cpu" and not step.compiled else nullcontext()
+    with mode(module, spec.bn_mode), quick, strided:
         objective = _objective(step, spec, x, q, module)
         for _ in range(spec.steps):
             leaf = (x + delta).requires_grad_(True)

@@ -54,7 +54,7 @@ def train(
     if validation is None:
         validation = 0 if composed.select == "last" else default_size(data)
     chosen = Settings(validation=validation, **settings)
-    _refuse(composed, chosen, devices)
+    _refuse(composed, chosen, threat, devices)
     kept, held = hold_out(data, validation, chosen.seed)
     launch = Launch(device, chosen.precision, devices)
     base, *modifiers = described(composed)
@@ -102,8 +102,11 @@ def request_of(trained: Trained) -> dict[str, Any]:
     return {name: getattr(trained, name) for name in names}
 
 
-def _refuse(method: Composed, settings: Settings, devices: int) -> None:
+def _refuse(method: Composed, settings: Settings, threat: ThreatModel, devices: int) -> None:
     """What no training can do, with the reason."""
+    for name, part in method.parts:
+        if threat.norm not in part.norms:
+            raise UsageError(f"{name} is made for {' and '.join(part.norms)}, not for {threat}; choose such a threat.")
     if devices > 1 and min(LEAST, settings.batch_size) < 2 * devices:
         raise UsageError(
             f"{devices} devices need batches of at least {2 * devices} examples, two for each; batch_size is "

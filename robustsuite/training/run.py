@@ -1,6 +1,7 @@
 """One training in flight: epochs, steps, the closure, and the checks that stop it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,7 +193,10 @@ class Run:
         return scalars
 
     def _quiet(self, step: Step) -> Tensor:
-        with mode(self.module, "train_frozen"):
+        trained = [self.context.aux[name] for name, how in self.context.auxiliaries.items() if how.trained]
+        with ExitStack() as stack:
+            for module in (self.module, *trained):
+                stack.enter_context(mode(module, "train_frozen"))
             return torch.stack(list(self.closure(step).values())).sum()
 
     def _descend(self, step: Step) -> None:
