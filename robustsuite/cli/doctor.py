@@ -95,6 +95,7 @@ def _traps() -> Iterator[Line]:
     yield from _pyautoattack()
     yield from _torchattacks()
     yield from _robustbench()
+    yield from _alpha_beta_crown()
 
 
 def _torchvision() -> Iterator[Line]:
@@ -165,6 +166,16 @@ def _own_files(altered: list[str], remedy: str) -> Line:
     whose = "torchattacks'" if theirs.issuperset(altered) else "changed or gone"
     shown = ", ".join(altered[:4]) + (", ..." if len(altered) > 4 else "")
     return Line("robustbench is overwritten", "warning", f"{len(altered)} of its files are {whose} ({shown}): {remedy}")
+
+
+def _alpha_beta_crown() -> Iterator[Line]:
+    from robustsuite.certification.reference.alpha_beta_crown import find, identity
+    from robustsuite.errors import PrerequisiteError, UsageError
+
+    try:
+        yield Line("alpha-beta-CROWN", "ok", identity(find()))
+    except (PrerequisiteError, UsageError) as error:
+        yield Line("alpha-beta-CROWN", "info", f"optional: {error}")
 
 
 def _places() -> Iterator[Line]:

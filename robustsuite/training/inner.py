@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from robustsuite.defenses.losses import ce, kl
 from robustsuite.defenses.step import InnerSpec, Objective, Step
-from robustsuite.models.strided import Strided
 from robustsuite.noise import ExampleNoise
 from robustsuite.threat import Eps, ThreatModel
 from robustsuite.training.modes import frozen, mode
@@ -35,8 +34,7 @@ def maximise(step: Step, spec: InnerSpec, x: Tensor, q: Tensor) -> Tensor:
     module = step.module if spec.target is None else spec.target
     # A compiled module would be compiled again for frozen parameters
     quick = nullcontext() if step.compiled else frozen(module)
-    strided = Strided() if x.device.type == "cpu" and not step.compiled else nullcontext()
-    with mode(module, spec.bn_mode), quick, strided:
+    with mode(module, spec.bn_mode), quick:
         objective = _objective(step, spec, x, q, module)
         for _ in range(spec.steps):
             leaf = (x + delta).requires_grad_(True)

@@ -1,8 +1,11 @@
 """`train` and `demo`."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from robustsuite.training import recipes
 
@@ -20,6 +23,61 @@ def test_train_writes_what_eval_reads(run, tmp_path):
     body = run(*base, "-D", "steps=2", "--epochs", "1", "-o", "again", "--json").document
     assert body["checkpoint"] == "again.safetensors"
     assert len(body["history"]) == 1
+
+
+def test_methods_compose_and_leave_epochs_and_curves(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    result = run(
+        "train", "trades", "--with", "awp,ema", "-D", "steps=2", "-D", "awp.gamma=0.005", "--data", "digits",
+        "--subset", "first:150", "--arch", "mlp", "--epochs", "2", "--batch-size", "50", "-S", "validation=30",
+        "-S", "momentum=0.8", "--plot", "--keep-last", "-o", "m", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    body = result.document
+    assert [len(body["history"]), body["best_epoch"] in (1, 2), body["robust_overfitting"] >= 0] == [2, True, True]
+    rows = (tmp_path / "m.epochs.csv").read_text().splitlines()
+    assert rows[0].startswith("epoch,term_ce,term_kl,clean_accuracy,robust_accuracy,fgsm_accuracy,abnormal,kept")
+    assert len(rows) == 3
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "m.last.safetensors").exists()
+    assert not (tmp_path / "m.training.pt").exists()
+    sidecar = yaml.safe_load((tmp_path / "m.yaml").read_text())["defense"]
+    assert sidecar["params"]["steps"] == 2
+    assert [(part["name"], part["params"].get("gamma")) for part in sidecar["modifiers"]] == [
+        ("awp", 0.005), ("ema", None),
+    ]  # fmt: skip
+    assert sidecar["settings"]["momentum"] == 0.8
+
+
+def test_combinations_and_settings_that_cannot_be_are_refused(run):
+    base = ("train", "pgd_at", "--data", "digits", "-o", "m")
+    for words, reason in (
+        (("--with", "awp,sam"), "awp and sam cannot be combined: both move the weights"),
+        (("--with", "awpp"), "Did you mean 'awp'"),
+        (("-S", "momentumm=0.9"), "Did you mean 'momentum'"),
+        (("-S", "lr=0.1"), "has an option of its own: --lr"),
+        (("--devices", "9", "--batch-size", "4"), "batches of at least 18"),
+    ):
+        result = run(*base, *words)
+        assert result.exit_code in (2, 3), result.output
+        assert reason in " ".join(result.stderr.split())
+
+
+def test_show_lists_published_values(run):
+    text = run("show", "trades").stdout
+    assert "published for mnist: beta=1, steps=40" in text
+    assert "paper: Zhang et al. 2019" in text
+
+
+def test_a_wrap_is_put_around_any_checkpoint(run):
+    run("train", "standard", "--data", "digits", "--subset", "first:200", "--arch", "mlp", "--epochs", "1", "-o", "m")
+    base = ("eval", "m.safetensors", "--data", "digits", "--threat", "Linf:0.1", "--subset", "first:16",
+            "--tier", "smoke", "--threads", "1", "--json")  # fmt: skip
+    body = run(*base, "--wrap", "bit_depth", "-W", "bits=3").document
+    model = json.loads(Path(body["record"]).read_text())["request"]["model"]
+    assert model["wrap"] == {"name": "bit_depth", "bits": 3, "surrogate": "identity"}
+    assert model["differentiable"] == "surrogate"
+    assert run(*base, "-W", "bits=3").exit_code == 2
 
 
 def test_train_refuses_what_it_does_not_know(run):
