@@ -31,6 +31,7 @@ from robustsuite.models.cnn_a import cnn_a
 from robustsuite.models.resnet import resnet18
 from robustsuite.models.small_cnn import small_cnn
 from robustsuite.models.smoothed import proportion_upper_tail
+from robustsuite.models.smoothing_noises import GAUSSIAN
 from robustsuite.noise import Noise
 from robustsuite.threat import ThreatModel
 
@@ -143,7 +144,8 @@ def speed() -> None:
     ):
         model = Classifier(net, num_classes=10, input_shape=shape)
         certifier = Smoothing(0.25, n0=batch, n=chunks * batch, batch=batch, mode="fixed")
-        many, keyed = torch.rand(batch, *shape), Noise(0, "speed").at(torch.arange(batch))
+        many, draws = torch.rand(batch, *shape), torch.arange(batch)
+        keyed = Noise(0, "speed").at(torch.zeros_like(draws))
         call = (model, many[:1], torch.zeros(1, dtype=torch.int64), ThreatModel.parse("L2:0.25"))
         whole = partial(certifier.certify, *call, Noise(0, "speed").at(torch.arange(1)))
         before = model.passes.forward
@@ -152,7 +154,7 @@ def speed() -> None:
         works = partial(repeat, partial(model.logits, many), rows // batch), whole
         times = np.array([[seconds(work) for work in works] for _ in range(5)])  # in turn
         bare, took = 1e6 * times.min(0) / (rows // batch * batch, rows)
-        made = 1e6 * seconds(partial(repeat, partial(keyed.normal, shape), 20)) / 20 / batch
+        made = 1e6 * seconds(partial(repeat, partial(GAUSSIAN.sample, keyed, shape, draws), 20)) / 20 / batch
         share = np.median(times[:, 0] / times[:, 1]) * rows / (rows // batch * batch)
         print(f"{name:>18} {batch:6d} {bare:11.1f} {took:11.1f} {share:6.3f} {made:9.1f}", flush=True)
 

@@ -3,4 +3,4 @@
 __version__ = "0.1.0"
 
 # Part of every run's key. Raised whenever a change could move an outcome: same key, same ledger.
-SEMANTICS_VERSION = 2
+SEMANTICS_VERSION = 3

@@ -12,17 +12,18 @@ A coefficient below the smallest normal number may be lost; that is charged for 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.fx.node import map_arg
 
 from robustsuite.bounds.ascent import Choices, ascend
-from robustsuite.bounds.backward import through_lines, through_pool
+from robustsuite.bounds.backward import cancelled, through_lines, through_pool
 from robustsuite.bounds.graph import Graph, Node
+from robustsuite.bounds.layers import Linear
 from robustsuite.bounds.operators import UnsupportedOperator
 from robustsuite.bounds.pooling import MaxPool, PoolLines
 from robustsuite.bounds.region import SUMMED, Region, above, below
@@ -31,6 +32,7 @@ from robustsuite.bounds.rounding import EXACT, FLOAT32, TINY, UNIT_FLOAT32, Box,
 from robustsuite.bounds.rows import Rows, unit_rows
 
 _OTHERS = 8  # roundings of a coefficient besides its sum's and those of branches that meet: products with slopes
+_CAST = 4  # roundings of a constant's ends themselves
 _ONLY_BOXES = "the operator knows interval bounds alone; use the certifier ibp"
 _BUDGET = 2**22  # coefficients of one activation held at once
 
@@ -40,9 +42,13 @@ class _Noting(Rounding):
     """A `Rounding` that remembers what it was asked for."""
 
     seen: list[tuple[int | Tensor, Tensor]] = field(default_factory=list)
+    noting: ClassVar[bool] = True
+
+    def note(self, roundings: int | Tensor, magnitude: Tensor) -> None:
+        self.seen.append((roundings, magnitude))
 
     def error(self, roundings: int | Tensor, magnitude: Tensor) -> Tensor:
-        self.seen.append((roundings, magnitude))
+        self.note(roundings, magnitude)
         return super().error(roundings, magnitude)
 
 
@@ -86,6 +92,19 @@ class Crown:
         some.relaxations = {}
         return some
 
+    def sharing(self, count: int, boxes: Mapping[str, Box]) -> "Crown":
+        """The only example ``count`` times over, with ``boxes`` ``[count, *shape]`` of its own for each.
+
+        All else has one row, which every owner is given.
+        """
+        parts = copy.copy(self)
+        parts.region = replace(self.region, radius=self.region.radius.expand(count))
+        parts.dust = self.dust.expand(count)
+        parts.values = {**self.values, **boxes}
+        own = {n.name for n in self.graph.nodes if not boxes.keys().isdisjoint(self.graph.activations(n, self.values))}
+        parts.relaxations = {k: v for k, v in self.relaxations.items() if k not in own}
+        return parts
+
     def units(self) -> int:
         """How many elements of activations one example has that a relaxation is made of."""
         taken = {
@@ -95,10 +114,12 @@ class Crown:
 
     def _propagate(self, refine: bool) -> None:
         """Boxes of all activations in order; those that a relaxation will be made of, tightened."""
-        kind = torch.float64 if self.guard else self.dtype
+        # Float32 execution sees the ends rounded to float32.
+        kind = torch.float32 if self.guard else self.dtype
         box = self.region.box
         self.values[self.graph.source] = Box(box.lower.to(kind), box.upper.to(kind))
-        meets = self._consumers() if refine else {}
+        taken = self._consumers()
+        meets = taken if refine else {}
         # Boxes are exact for the input and for elementwise functions of one affine layer of it.
         layers = {self.graph.source: 0 if self.region.is_box else 1}
         for step in self.graph.steps:
@@ -107,7 +128,9 @@ class Crown:
                 continue
             names = self.graph.activations(step, self.values)
             noting = _Noting(FLOAT32.unit if self.guard else EXACT.unit)
-            self.values[step.name] = self.graph.value(step, self.values, noting)
+            box = self.graph.value(step, self.values, noting)
+            exact = self.guard and step.name in taken  # these may yet be tightened
+            self.values[step.name] = Box(box.lower.double(), box.upper.double()) if exact else box
             if not step.operator.relaxed:
                 self.constants[step.name] = self._constant(step, noting)
             self._sweep(step, names)
@@ -122,7 +145,7 @@ class Crown:
             args, kwargs = self.graph.arguments(step, self.values)
             terms = step.operator.terms(*args, **kwargs) + _OTHERS
             for name in names:
-                self.dust += terms * TINY * self.values[name].magnitude.flatten(1).sum(1)
+                self.dust += terms * TINY * self.values[name].magnitude.flatten(1).sum(1, dtype=torch.float64)
 
     def _consumers(self) -> dict[str, list[Node]]:
         """The relaxed operators that take each activation."""
@@ -134,7 +157,14 @@ class Crown:
 
     def _constant(self, step: Node, noting: _Noting) -> tuple[Tensor, Tensor] | None:
         """What an affine operator adds at least and at most, in the arithmetic of the rows; None for nothing."""
-        args, kwargs = self._at(step, lambda box: torch.zeros_like(box.lower[:1]).expand_as(box.lower))
+        # A layer's constant is the same for all examples; other operators may be given the batch's size.
+        one = isinstance(step.operator, Linear)
+
+        def nothing(box: Box) -> Tensor:
+            zeros = torch.zeros_like(box.lower[:1], dtype=torch.float64 if self.guard else None)
+            return zeros if one else zeros.expand_as(box.lower)
+
+        args, kwargs = self._at(step, nothing)
         try:
             middle = step.operator.forward(*args, **kwargs)
         except NotImplementedError as error:
@@ -142,14 +172,15 @@ class Crown:
         if not bool((middle != 0).any()) and not noting.seen:
             return None
         given, named = self.graph.arguments(step, self.values)
-        terms = step.operator.terms(*given, **named)
-        own = Rounding(UNIT_FLOAT32 if self.dtype == torch.float32 else 0.0)
-        error = SUMMED * own.unit * middle.abs()
+        single = self.dtype == torch.float32
+        # gamma_m + gamma_n <= gamma_(m + n)
+        own = step.operator.terms(*given, **named) + _OTHERS + self.branches + _CAST if single else 0
+        error = (SUMMED + _CAST) * (UNIT_FLOAT32 if single else 0.0) * middle.abs()
         for roundings, magnitude in noting.seen:
-            error = error + FLOAT32.error(roundings, magnitude)
-            if own.active:
-                error = error + own.error(terms + _OTHERS + self.branches, magnitude)
-        return below(middle - error, self.dtype), above(middle + error, self.dtype)
+            error = error + FLOAT32.error(roundings + own, magnitude)
+        if not noting.seen:
+            return below(middle - error, self.dtype), above(middle + error, self.dtype)
+        return (middle - error).to(self.dtype), (middle + error).to(self.dtype)
 
     def _at(self, step: Node, stand_in: Any) -> tuple[Any, Any]:
         """The arguments of an operator with every box replaced."""
@@ -165,7 +196,8 @@ class Crown:
         box: Box = self.values[step.name]
         loose = torch.stack([node.operator.loose(box) for node in consumers]).any(0).flatten(1)
         owner, index = loose.nonzero().unbind(1)
-        lower, upper = box.lower.flatten(1).clone(), box.upper.flatten(1).clone()
+        kind = torch.float64 if self.guard else self.dtype
+        lower, upper = (end.flatten(1).to(kind, copy=True) for end in (box.lower, box.upper))
         for part in self.parts(len(owner), step):
             who, what = owner[part], index[part]
             for sign, bound in ((1.0, lower), (-1.0, upper)):
@@ -183,12 +215,15 @@ class Crown:
         size = max(1, self.budget * (8 if windowed else 1) // max(shapes))
         return (slice(start, start + size) for start in range(0, count, size))
 
-    def lowest(self, name: str, rows: Rows, choices: Choices | None = None) -> Tensor:
+    def lowest(
+        self, name: str, rows: Rows, choices: Choices | None = None, plus: Mapping[str, Rows] | None = None
+    ) -> Tensor:
         """Lower bounds ``[M]`` (float64) of linear functions of the activation ``name`` over the regions.
 
-        Under ``choices`` where they are given, else with the default lines and no assumption.
+        Under ``choices`` where they are given, else with the default lines and no assumption. ``plus``: functions of
+        other activations that are added to them.
         """
-        pending = {name: rows}
+        pending = {**(plus or {}), name: rows}
         bound = torch.zeros(len(rows.owner), dtype=torch.float64, device=rows.coeff.device)
         for step in reversed(self.graph.steps):
             if step.name not in pending:
@@ -202,7 +237,11 @@ class Crown:
             if constant is not None:
                 bound = bound + constant
             for source, part in zip(self.graph.activations(step, self.values), pulled, strict=True):
-                pending[source] = pending[source].plus(part) if source in pending else part
+                if source in pending:
+                    if self.guard:
+                        bound = bound - cancelled(pending[source], part, self.values[source].magnitude)
+                    part = pending[source].plus(part)
+                pending[source] = part
         if self.graph.source in pending:
             bound = bound + self.region.lowest(pending[self.graph.source])
         bound = bound - self.dust[rows.owner]
@@ -219,8 +258,7 @@ class Crown:
 
     def ascend(self, name: str, rows: Rows, choices: Choices, steps: int) -> Tensor:
         """The best bound met in so many steps of ascent from ``choices``, which are left at the last ones."""
-        least = {name: lines.least for name, lines in self.relaxations.items() if isinstance(lines, Lines)}
-        return ascend(lambda chosen: self.lowest(name, rows, chosen), choices, least, steps)
+        return ascend(lambda chosen: self.lowest(name, rows, chosen), choices, steps)
 
     def _lowest_constant(self, step: Node, rows: Rows) -> Tensor | None:
         constant = self.constants[step.name]
@@ -247,7 +285,7 @@ class Crown:
                 f"no linear bounds for {step.place}: a constant for each example ({reason})."
             ) from error
         grads = torch.autograd.grad(result, leaves, dense.coeff, create_graph=torch.is_grad_enabled())
-        return [Rows(rows.owner, grad) for grad in grads]
+        return [rows.onto(grad) for grad in grads]
 
     def _relax(self, step: Node, rows: Rows, choices: Choices | None) -> tuple[list[Rows], Tensor]:
         """Rows over an activation's result as rows over its argument, and what that adds."""

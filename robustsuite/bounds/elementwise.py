@@ -25,6 +25,7 @@ class ReLU(Operator):
     """``max(x, 0)``: monotone and free of rounding."""
 
     relaxed = True
+    single = True
 
     def interval(self, rounding: Rounding, x: Box, inplace: bool = False) -> Box:
         return Box(x.lower.relu(), x.upper.relu())
@@ -70,6 +71,7 @@ class Identity(Operator):
     """The argument itself: identities, and dropout modules, which do nothing in eval mode."""
 
     aliases = True
+    single = True
 
     def interval(self, rounding: Rounding, x: Box, *args: Any, **kwargs: Any) -> Box:
         return x
@@ -100,6 +102,7 @@ class Reshape(Operator):
     """A change of shape that keeps the rows apart."""
 
     aliases = True
+    single = True
 
     @abstractmethod
     def reshape(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -141,7 +144,7 @@ class View(Reshape):
 
 
 def _as_shape(rows: Rows, x: Box) -> Rows:
-    return Rows(rows.owner, rows.dense().coeff.reshape(-1, *x.lower.shape[1:]))
+    return rows.onto(rows.dense().coeff.reshape(-1, *x.lower.shape[1:]))
 
 
 def _constant(value: Tensor | float, like: Box) -> Tensor:
@@ -165,18 +168,27 @@ def _times(rows: Rows, x: Box, factor: Tensor) -> list[Rows] | None:
 
 def _sum(rounding: Rounding, a: Operand, b: Operand, sign: float) -> Box:
     """``a + sign b``, either of them a constant; both as boxes, because a shared origin is not tracked."""
+    dtypes = {v.lower.dtype for v in (a, b) if isinstance(v, Box)}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
     like = a if isinstance(a, Box) else b
     assert isinstance(like, Box)
-    a, b = (v if isinstance(v, Box) else Box(_constant(v, like), _constant(v, like)) for v in (a, b))
+    a, b = (_as_box(v, like, dtype) for v in (a, b))
     if sign < 0:
         b = Box(-b.upper, -b.lower)
     box = Box(a.lower + b.lower, a.upper + b.upper)
-    return rounding.widen(box, 4, a.magnitude + b.magnitude) if rounding.active else box
+    return rounding.widen_sum(box, 4, (a, b))
+
+
+def _as_box(value: Operand, like: Box, dtype: torch.dtype) -> Box:
+    ends = (value.lower, value.upper) if isinstance(value, Box) else (_constant(value, like),) * 2
+    return Box(*(end.to(dtype) for end in ends))
 
 
 @operator(torch.add, arithmetic.add, arithmetic.iadd, "add", "add_")
 class Add(Operator):
     """Sum of two activations, or of one and a constant."""
+
+    single = True
 
     def interval(self, rounding: Rounding, a: Operand, b: Operand) -> Box:
         return _sum(rounding, a, b, 1.0)
@@ -192,6 +204,8 @@ class Add(Operator):
 class Sub(Operator):
     """Difference of two activations, or of one and a constant in either order."""
 
+    single = True
+
     def interval(self, rounding: Rounding, a: Operand, b: Operand) -> Box:
         return _sum(rounding, a, b, -1.0)
 
@@ -206,6 +220,8 @@ class Sub(Operator):
 class Neg(Operator):
     """``-x``: free of rounding."""
 
+    single = True
+
     def interval(self, rounding: Rounding, x: Box) -> Box:
         return Box(-x.upper, -x.lower)
 
@@ -219,12 +235,14 @@ class Neg(Operator):
 def _scale(rounding: Rounding, x: Box, apply: Callable[[Tensor], Tensor]) -> Box:
     one, other = apply(x.lower), apply(x.upper)
     box = Box(one.minimum(other), one.maximum(other))
-    return rounding.widen(box, 4, box.magnitude) if rounding.active else box
+    return rounding.widen_sum(box, 4, (box,))
 
 
 @operator(torch.mul, arithmetic.mul, arithmetic.imul, "mul", "mul_")
 class Mul(Operator):
     """An activation times a constant."""
+
+    single = True
 
     def refusal(self, a: Any, b: Any) -> str | None:
         return "a product of two activations" if a is Box and b is Box else None
@@ -249,6 +267,8 @@ class Mul(Operator):
 @operator(torch.div, torch.true_divide, arithmetic.truediv, arithmetic.itruediv, "div", "div_")
 class Div(Operator):
     """An activation divided by a constant."""
+
+    single = True
 
     def refusal(self, a: Any, b: Any) -> str | None:
         return "a division by an activation" if b is Box else None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 
 from robustsuite.bounds import activations, elementwise, layers, pooling, shapes  # noqa: F401 (they register their operators)
 from robustsuite.bounds.operators import Operator, UnsupportedOperator, find_operator
@@ -89,6 +89,8 @@ class Graph:
 
     def _bound(self, step: Node, rounding: Rounding, values: dict[str, Any]) -> Box:
         args, kwargs = self.arguments(step, values)
+        if rounding.active and not step.operator.single:
+            args, kwargs = map_aggregate((args, kwargs), _in_double)
         try:
             return step.operator.interval(rounding, *args, **kwargs)
         except torch.OutOfMemoryError:
@@ -186,6 +188,10 @@ def _attribute(module: nn.Module, path: Any) -> Any:
 
 def _resolve(node: fx.Node, values: dict[str, Any]) -> tuple[Any, Any]:
     return map_arg((node.args, node.kwargs), lambda n: values[n.name])
+
+
+def _in_double(value: Any) -> Any:
+    return Box(value.lower.double(), value.upper.double()) if isinstance(value, Box) else value
 
 
 def _place(node: fx.Node) -> str:

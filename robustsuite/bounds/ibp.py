@@ -21,7 +21,7 @@ def input_box(x: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
     center = x.double()
     radii = torch.as_tensor(radius, dtype=torch.float64, device=x.device).view(-1, *[1] * (x.ndim - 1))
     reach = radii * (1 + RELATIVE_SLACK) + ABSOLUTE_SLACK
-    return (center - reach).clamp(min=0), (center + reach).clamp(max=1)
+    return (center - reach).clamp_(min=0), (center + reach).clamp_(max=1)
 
 
 def ibp(graph: Graph, lower: Tensor, upper: Tensor, *, guard: bool = False) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ def ibp(graph: Graph, lower: Tensor, upper: Tensor, *, guard: bool = False) -> t
     and widened layer by layer so that every logit that float32 execution can give lies inside (`Rounding`).
     """
     box = _propagate(graph, lower, upper, guard, None)
-    return box.lower, box.upper
+    return (box.lower.double(), box.upper.double()) if guard else (box.lower, box.upper)
 
 
 def ibp_margins(graph: Graph, lower: Tensor, upper: Tensor, y: Tensor, *, guard: bool = False) -> Tensor:
@@ -44,6 +44,8 @@ def ibp_margins(graph: Graph, lower: Tensor, upper: Tensor, y: Tensor, *, guard:
     last = last_linear(graph)
     if last is not None:
         box = _propagate(graph, lower, upper, guard, last.target.all_input_nodes[0].name)
+        if guard:
+            box = Box(box.lower.double(), box.upper.double())
         return merged_margins(box, last, y, FLOAT32 if guard else EXACT)
     low, high = ibp(graph, lower, upper, guard=guard)
     return without_label(low.gather(1, y.view(-1, 1)) - high, y)
@@ -58,7 +60,7 @@ def _propagate(graph: Graph, lower: Tensor, upper: Tensor, guard: bool, until: s
     if not guard:
         return graph.run(Box(lower, upper), EXACT, until)
     with torch.no_grad():
-        return graph.run(Box(lower.double(), upper.double()), FLOAT32, until)
+        return graph.run(Box(lower.float(), upper.float()), FLOAT32, until)
 
 
 def last_linear(graph: Graph) -> Node | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustsuite.bounds.operators import Operator, UnsupportedOperator, operator
 from robustsuite.bounds.pooling import MaxPool, PoolLines, max_pool_lines
+from robustsuite.bounds.products import Apply, float32_image, in_float32, linear
 from robustsuite.bounds.rounding import Box, Rounding
 from robustsuite.bounds.rows import Rows
 from robustsuite.strided import FEW, SOME, input_gradient
@@ -19,10 +20,13 @@ from robustsuite.strided import FEW, SOME, input_gradient
 Size = int | Sequence[int]
 
 
-def _affine(rounding: Rounding, x: Box, weight: Tensor, bias: Tensor | None, apply: Callable[..., Tensor]) -> Box:
+def _affine(rounding: Rounding, x: Box, weight: Tensor, bias: Tensor | None, apply: Apply) -> Box:
     """Exact image of a box under ``apply(x, weight, bias)``, every element a dot product: midpoint and half width."""
-    dtype = x.lower.dtype
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    if in_float32(rounding, weight, bias):
+        return float32_image(rounding, x, weight, bias, apply)
+    if rounding.active:
+        x = Box(x.lower.double(), x.upper.double())
+    weight, bias = _cast(x.lower, weight, bias)
     size = weight.abs()
     middle, half = apply(x.center, weight, bias), apply(x.radius, size, None)
     box = Box(middle - half, middle + half)
@@ -48,19 +52,21 @@ class Linear(Operator):
     """``x W^T + b``."""
 
     mixes = True
+    single = True
 
     def parameters(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the module, or those that the function was called with."""
         return (weight, bias) if weight is not None else (self.module.weight, self.module.bias)
 
     def interval(self, rounding: Rounding, x: Box, weight: Tensor | None = None, bias: Tensor | None = None) -> Box:
-        return _affine(rounding, x, *self.parameters(weight, bias), F.linear)
+        apply = linear if rounding.active else F.linear
+        return _affine(rounding, x, *self.parameters(weight, bias), apply)
 
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, *_cast(x, *self.parameters(weight, bias)))
 
     def pull(self, rows: Rows, x: Box, weight: Tensor | None = None, bias: Tensor | None = None) -> list[Rows] | None:
-        return [Rows(rows.owner, rows.dense().coeff @ self.parameters(weight, bias)[0].to(rows.coeff.dtype))]
+        return [rows.onto(rows.dense().coeff @ self.parameters(weight, bias)[0].to(rows.coeff.dtype))]
 
     def terms(self, x: Box, weight: Tensor | None = None, bias: Tensor | None = None) -> int:
         return self.parameters(weight, bias)[0].shape[0]
@@ -115,11 +121,11 @@ class Conv2d(Linear):
             return [rows.through_convolution(patch, _pair(x.lower.shape[2:]), stride, padding)]
         size = _pair(x.lower.shape[2:])
         if _strided(rows.coeff, weight, stride, padding, dilation, groups):
-            return [Rows(rows.owner, input_gradient(rows.coeff, weight, stride[0], padding[0], size))]
+            return [rows.onto(input_gradient(rows.coeff, weight, stride[0], padding[0], size))]
         seen = zip(size, rows.coeff.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         missed = [extent - ((out - 1) * s - 2 * p + d * (taps - 1) + 1) for extent, out, taps, s, p, d in seen]
         coeff = F.conv_transpose2d(rows.coeff, weight, None, stride, padding, missed, groups, dilation)
-        return [Rows(rows.owner, coeff)]
+        return [rows.onto(coeff)]
 
     def patch(
         self, window: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int], groups: int
@@ -260,6 +266,8 @@ def _mean(rounding: Rounding, x: Box, pool: Callable[[Tensor], Tensor], terms: i
 @operator(nn.MaxPool2d, F.max_pool2d)
 class MaxPool2d(MaxPool):
     """Maximum over windows of an image."""
+
+    single = True
 
     def refusal(self, *args: Any, **kwargs: Any) -> str | None:
         indices = kwargs.get("return_indices", len(args) > 6 and args[6])

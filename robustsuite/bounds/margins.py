@@ -5,7 +5,7 @@ from torch import Tensor
 
 from robustsuite.bounds.crown import Crown
 from robustsuite.bounds.ibp import last_linear, merged_margins, without_label
-from robustsuite.bounds.rounding import EXACT, FLOAT32
+from robustsuite.bounds.rounding import EXACT, FLOAT32, Box
 from robustsuite.bounds.rows import Rows
 
 _SEARCHED = 128  # rows whose slopes are searched at once; the graph of a whole backward pass is kept for each
@@ -18,7 +18,7 @@ def margin_rows(y: Tensor, classes: int, dtype: torch.dtype) -> tuple[Rows, Tens
     owner = torch.arange(len(y), device=y.device).repeat_interleave(classes - 1)
     coeff = torch.zeros(len(owner), classes, dtype=dtype, device=y.device)
     coeff.scatter_(1, y[owner].view(-1, 1), 1.0).scatter_(1, others.view(-1, 1), -1.0)
-    return Rows(owner, coeff), others
+    return Rows(owner, coeff, each=classes - 1), others
 
 
 def crown_margins(crown: Crown, y: Tensor, steps: int = 0) -> Tensor:
@@ -50,4 +50,7 @@ def _box_margins(crown: Crown, y: Tensor) -> Tensor:
         return without_label(box.lower.gather(1, y.view(-1, 1)) - box.upper, y).double()
     (before,) = crown.graph.activations(last, crown.values)
     with torch.no_grad():
-        return merged_margins(crown.values[before], last, y, FLOAT32 if crown.guard else EXACT).double()
+        box = crown.values[before]
+        if crown.guard:
+            box = Box(box.lower.double(), box.upper.double())
+        return merged_margins(box, last, y, FLOAT32 if crown.guard else EXACT).double()

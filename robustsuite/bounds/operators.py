@@ -28,12 +28,14 @@ class Operator(ABC):
 
     `aliases` says that the result may share its memory with the first argument, which matters for in-place operators;
     `relaxed`, that it is no affine function of the activations among its arguments; `mixes`, that its elements depend
-    on several of an argument's.
+    on several of an argument's; `single`, that `interval` keeps its promise about float32 execution when it is
+    given boxes in float32 too (others are given float64).
     """
 
     aliases: ClassVar[bool] = False
     relaxed: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
+    single: ClassVar[bool] = False
 
     def __init__(self, module: nn.Module | None = None) -> None:
         self.module: Any = module

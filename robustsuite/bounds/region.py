@@ -62,8 +62,13 @@ def region(x: Tensor, radius: float | Tensor, norm: Norm) -> Region:
 
 def below(value: Tensor, dtype: torch.dtype) -> Tensor:
     """``value`` in another floating-point type, rounded downwards."""
+    if value.dtype == dtype:
+        return value
     rounded = value.to(dtype)
-    return torch.nextafter(rounded, rounded.new_full((), float("-inf"))).where(rounded > value, rounded)
+    over = rounded > value
+    if value.device.type == "cpu" and not bool(over.any()):  # the values of float32 boxes, for the most part
+        return rounded
+    return torch.nextafter(rounded, rounded.new_full((), float("-inf"))).where(over, rounded)
 
 
 def above(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,6 @@
 """Linear functions of an activation, many at once: what backward bound propagation pushes towards the input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +55,14 @@ class Rows:
     """Row m is a linear function of the activation of example ``owner[m]``.
 
     `coeff` holds its coefficients, ``[M, *shape]``; or, with `windows`, those of a window alone, ``[M,C,h,w]``: a
-    neuron of a convolution sees a patch of the image, not all of it. Coefficients beyond the image's edge are 0.
+    neuron of a convolution sees a patch of the image, not all of it. Coefficients beyond the image's edge are 0. `each`
+    is the number of rows of every example where they are as many and in the examples' order, and 0 where not.
     """
 
     owner: Tensor
     coeff: Tensor
     windows: Windows | None = None
+    each: int = 0
 
     @property
     def shape(self) -> torch.Size:
@@ -70,7 +72,18 @@ class Rows:
     def part(self, index: slice | Tensor) -> "Rows":
         """Some of the rows, which have no windows yet."""
         assert self.windows is None
+        if isinstance(index, slice) and index.start == 0 and index.stop >= len(self.owner):
+            return self
         return Rows(self.owner[index], self.coeff[index])
+
+    @property
+    def grid(self) -> Tensor:
+        """`coeff`, as ``[N, each, *shape]`` where `each` is known."""
+        return self.coeff.unflatten(0, (-1, self.each)) if self.each else self.coeff
+
+    def along(self, values: Tensor) -> Tensor:
+        """``values`` ``[N or 1, *shape]`` to broadcast against `grid`: without a copy where `each` is known."""
+        return values.to(self.coeff.dtype).unsqueeze(1) if self.each else self.at(values)
 
     def at(self, values: Tensor) -> Tensor:
         """``values`` ``[N or 1, *shape]`` laid out like `coeff`, or to broadcast: the owner's, in the window."""
@@ -84,9 +97,9 @@ class Rows:
         return cut.index_select(0, self.owner * units + self.windows.place if many else self.windows.place)
 
     def signs(self) -> tuple[Tensor, Tensor]:
-        """The positive part of the coefficients, and the negative one."""
-        positive = self.coeff.clamp(min=0)
-        return positive, self.coeff - positive
+        """The positive part of `grid`, and the negative one."""
+        positive = self.grid.clamp(min=0)
+        return positive, self.grid - positive
 
     def lowest(self, low: Tensor, high: Tensor) -> Tensor:
         """Smallest value ``[M]`` (float64) of each row over the boxes ``[low, high]``, each ``[N or 1, *shape]``.
@@ -94,12 +107,19 @@ class Rows:
         Products of 32 neighbours are summed in the arithmetic of the rows: the sum is off by at most 34 roundings of
         the absolute values.
         """
-        positive, negative = self.signs()
-        return total(torch.addcmul(positive * self.at(low), negative, self.at(high)))
+        return self.total(mixed(*self.signs(), self.along(low), self.along(high)))
+
+    def total(self, products: Tensor) -> Tensor:
+        """Sum over each row of products that are laid out like `grid`, float64 ``[M]``; as `total`."""
+        return total(products.flatten(0, 1) if self.each else products)
 
     def over(self, coeff: Tensor) -> "Rows":
         """Rows over an activation of the same shape, in the same windows."""
-        return Rows(self.owner, coeff, self.windows)
+        return replace(self, coeff=coeff.view(self.coeff.shape))
+
+    def onto(self, coeff: Tensor) -> "Rows":
+        """Rows of the same owners with coefficients ``[M, *shape]`` over another activation."""
+        return Rows(self.owner, coeff, each=self.each)
 
     def dense(self) -> "Rows":
         """The same rows with a coefficient for every element of the activation."""
@@ -112,11 +132,15 @@ class Rows:
         whole = canvas.scatter(2, place, self.coeff.flatten(2))[:, :, :-1]
         return Rows(self.owner, whole.unflatten(2, self.windows.size))
 
+    def alike(self, other: "Rows") -> bool:
+        """Whether the coefficients of both stand for the same elements."""
+        return self.coeff.shape == other.coeff.shape and _same(self.windows, other.windows)
+
     def plus(self, other: "Rows") -> "Rows":
         """The sum of two sets of rows over the same activation."""
-        if self.coeff.shape == other.coeff.shape and _same(self.windows, other.windows):
+        if self.alike(other):
             return self.over(self.coeff + other.coeff)
-        return Rows(self.owner, self.dense().coeff + other.dense().coeff)
+        return self.onto(self.dense().coeff + other.dense().coeff)
 
     def through_convolution(
         self, patch: Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
@@ -134,6 +158,13 @@ class Rows:
         return rows.over(coeff * rows.at(coeff.new_ones(1, 1, *size)))
 
 
+def mixed(positive: Tensor, negative: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """``positive * one + negative * other``; without a graph in the memory of ``positive``, which is lost."""
+    if torch.is_grad_enabled():
+        return torch.addcmul(positive * one, negative, other)
+    return positive.mul_(one).addcmul_(negative, other)
+
+
 def _same(one: Windows | None, other: Windows | None) -> bool:
     """Whether windows lie at the same places; those of one backward pass start at the same units."""
     if one is None or other is None:
@@ -142,12 +173,12 @@ def _same(one: Windows | None, other: Windows | None) -> bool:
 
 
 def total(products: Tensor) -> Tensor:
-    """Sum over all but the first dimension, float64 ``[M]``: blocks of 32 in their own arithmetic, then float64."""
+    """Sum over all but the first dimension, float64 ``[M]``: 32 at a time in their own arithmetic, then float64."""
     flat = products.flatten(1)
     if flat.dtype == torch.float64:
         return flat.sum(1)
     whole = flat.shape[1] // _BLOCK * _BLOCK
-    head = flat[:, :whole].unflatten(1, (-1, _BLOCK)).sum(2).double().sum(1) if whole else flat.new_zeros(1).double()
+    head = flat[:, :whole].unflatten(1, (_BLOCK, -1)).sum(1).double().sum(1) if whole else flat.new_zeros(1).double()
     return head + flat[:, whole:].double().sum(1)
 
 

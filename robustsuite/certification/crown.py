@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustsuite.bounds.bab import Limits, searched_margins
 from robustsuite.bounds.crown import Crown
 from robustsuite.bounds.graph import Graph
 from robustsuite.bounds.ibp import smallest_margin
@@ -20,6 +21,7 @@ from robustsuite.threat import Norm, ThreatModel
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _NORMS = ("Linf", "L2", "L1")
+_ASCENT = 5  # steps before and after each round of smaller boxes
 
 
 @dataclass(frozen=True)
@@ -134,33 +136,46 @@ class CROWN(Refined):
 class AlphaCROWN(Refined):
     """CROWN with lower slopes found by gradient ascent, for every margin that CROWN leaves open.
 
-    ``steps`` of ascent on the slopes that the margins meet: cheap, and most of the gain. ``inner_steps``: the same for
-    every unstable neuron's own bounds before that, each with slopes of its own; 20 to 60 times as long.
+    ``steps`` of ascent on the slopes that the margins meet: cheap. ``rounds`` of smaller boxes for what is left, of
+    those points alone at which a margin is not positive (Kotha et al. 2023, arXiv:2302.01404), as long as they help:
+    most of the gain, at 10 to 50 times CROWN's time for these images. ``inner_steps``: ascent for every unstable
+    neuron's own bounds before that, each with slopes of its own; 20 to 60 times as long as CROWN.
     """
 
     steps: int = 20
+    rounds: int = 3
     inner_steps: int = 0
 
     cost = (4, 1500)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.inner_steps < 0:
+        if self.steps < 1 or min(self.rounds, self.inner_steps) < 0:
             raise UsageError(
-                f"alpha-crown needs steps >= 1 and inner_steps >= 0, got {self.steps} and {self.inner_steps}."
+                "alpha-crown needs steps >= 1, rounds and inner_steps >= 0, got "
+                f"{self.steps}, {self.rounds} and {self.inner_steps}."
             )
 
     def bounded(self, graph: Graph, x: Tensor, radius: Tensor, y: Tensor, norm: Norm) -> Tensor:
-        """CROWN's bounds, then better slopes for the margins, then for all where asked for."""
-        found = crown_margins(self.crown(graph, x, radius, norm, refine=True), y, self.steps)
+        """CROWN's bounds, then better slopes for the margins, then whatever else is asked for."""
+        crown = self.crown(graph, x, radius, norm, refine=True)
+        found = self._smaller(crown, crown_margins(crown, y, self.steps), y)
         if not self.inner_steps:
             return found
 
         def everywhere(i: Tensor) -> Tensor:
             crown = self.crown(graph, x[i], radius[i], norm, refine=True, steps=self.inner_steps)
-            return crown_margins(crown, y[i], self.steps)
+            return self._smaller(crown, crown_margins(crown, y[i], self.steps), y[i])
 
         return _first(found, y, everywhere)
+
+    def _smaller(self, crown: Crown, margins: Tensor, y: Tensor) -> Tensor:
+        """Margins over the boxes of counterexamples alone, image by image, where they are not positive already."""
+        limits = Limits(domains=1, steps=_ASCENT, rounds=self.rounds)
+        for i in (~(smallest_margin(margins, y) > 0)).nonzero().flatten().tolist() if self.rounds else []:
+            one = torch.tensor([i], device=y.device)
+            margins[i] = searched_margins(crown.of(one), margins[i], y[one], limits)
+        return margins
 
 
 def _first(margins: Tensor, y: Tensor, better: Callable[[Tensor], Tensor]) -> Tensor:

@@ -1,15 +1,22 @@
 """Certificates by interval bound propagation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from robustsuite.bounds.graph import Graph
 from robustsuite.bounds.ibp import ibp_margins
 from robustsuite.bounds.region import region
-from robustsuite.certification.traced import BoundCertifier
+from robustsuite.bounds.tightness import ibp_tightness
+from robustsuite.certification.base import Certificates
+from robustsuite.certification.traced import BoundCertifier, traced
+from robustsuite.models.classifier import Classifier
+from robustsuite.models.precision import exact_arithmetic
+from robustsuite.noise import ExampleNoise
 from robustsuite.registry import register_certifier
-from robustsuite.threat import Norm
+from robustsuite.threat import Norm, ThreatModel
+
+_BACKWARD = 10  # one a class
 
 
 @register_certifier(
@@ -21,9 +28,28 @@ class IBP(BoundCertifier):
 
     L2 and L1 balls are certified through the Linf ball of the same radius that encloses them, clipped to [0,1]: sound,
     and very loose in many dimensions. With ``search`` the largest radius up to eps that can be proved is bisected.
+    With ``diagnose`` the ledger keeps each example's propagation tightness (`robustsuite.bounds.tightness`).
     """
 
+    diagnose: bool = False
+
     cost = (4, 0)  # the prediction, and three products a layer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.diagnose:
+            forward, backward = self.cost
+            object.__setattr__(self, "cost", (forward + 2, backward + _BACKWARD))
+
+    def certify(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: ThreatModel, noise: ExampleNoise
+    ) -> Certificates:
+        """Certificates at eps, with the tightness over the Linf ball of that radius where it is asked for."""
+        found = super().certify(model, x, y, threat, noise)
+        if not self.diagnose:
+            return found
+        with exact_arithmetic():
+            return replace(found, diagnostics={"tightness": ibp_tightness(traced(model), x, threat.radius, y)})
 
     def margins(self, graph: Graph, x: Tensor, radius: Tensor, norm: Norm, y: Tensor) -> Tensor:
         """Bounds of one forward propagation of the box around the ball."""

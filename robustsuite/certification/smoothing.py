@@ -1,14 +1,17 @@
 """Certificates by randomized smoothing."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from robustsuite.certification.base import Certificates, Certifier
+from robustsuite.certification.base import Certificates, Certifier, Votes
 from robustsuite.certification.smoothing_bounds import LookBounds, make_bounds
 from robustsuite.certification.smoothing_stopping import GridStop
 from robustsuite.errors import UsageError
@@ -103,12 +106,25 @@ class Smoothing(Certifier):
         estimate = noise.child("estimate")
         used = poll(base, x, estimate, self.sigma, chosen, stop.bounds.times, stop, self.batch, kind=kind)
         radius = torch.from_numpy(self._radii(stop.best, x[0].numel(), threat)).to(x.device)
-        forward = torch.from_numpy(used + self.n0)
-        return Certificates(radius, chosen.where(radius > 0, -1), self._guarantee(), forward)
+        forward, votes = torch.from_numpy(used + self.n0), Votes(chosen.cpu().numpy(), used, stop.votes)
+        return Certificates(radius, chosen.where(radius > 0, -1), self._guarantee(), forward, votes)
+
+    def p_values(
+        self, votes: Votes, radii: Sequence[float], threat: ThreatModel, input_shape: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """From the votes at the look that ended the count; with ``mode`` radius, 1 beyond eps."""
+        pixels = math.prod(input_shape)
+        bounds = self._bounds(pixels, threat)
+        tails = self._edges(radii, threat, pixels)
+        found = np.ones((len(votes.samples), len(radii)))
+        for look in np.flatnonzero(np.isin(bounds.times, votes.samples)).tolist():
+            rows = votes.samples == bounds.times[look]
+            found[rows] = bounds.p_values(votes.votes[rows], look, tails)
+        return found
 
     def unsupported(self, model: Classifier, threat: ThreatModel) -> str | None:
         """With ``mode`` radius: an eps that no votes of n samples could prove."""
-        pixels = int(np.prod(model.input_shape))
+        pixels = math.prod(model.input_shape)
         if self.mode != "radius" or self._bounds(pixels, threat).votes_needed(self._tails(pixels, threat))[0] <= self.n:
             return None
         return f"no votes of n={self.n} samples prove {threat} under {self.noise} noise of sigma={self.sigma}: raise n."
@@ -147,6 +163,9 @@ class Smoothing(Certifier):
         """What ``1 - p`` must be bounded by for each radius of the grid, descending; radius 0 needs p > 1/2."""
         grid = self.grid or tuple(float(Eps.parse(text)) for text in GRID[threat.norm])
         radii = [threat.radius] if self.mode == "radius" else sorted({threat.radius, *grid})
+        return self._edges(radii, threat, pixels)
+
+    def _edges(self, radii: Sequence[float], threat: ThreatModel, pixels: int) -> Floats:
         return np.minimum(noise_named(self.noise).tail(radii, self.sigma, threat.norm, pixels), np.nextafter(0.5, 0))
 
     def _radii(self, tails: Floats, pixels: int, threat: ThreatModel) -> Floats:

@@ -3,13 +3,15 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, betaln
 
-from robustsuite.certification.smoothing_exact import failure_limits
+from robustsuite.certification.smoothing_exact import failure_limits, ordered_p_values
 from robustsuite.models.smoothed import Counts, proportion_upper_tail
+from robustsuite.results.family import vote_p_values
 
 Floats = NDArray[np.float64]
 _LAST = 0.9  # of the failure probability, for the last of Clopper-Pearson looks
@@ -39,6 +41,13 @@ class LookBounds(ABC):
     def tails(self, votes: Counts, look: int) -> Floats:
         """The bounds for ``votes`` among the first ``times[look]`` samples; 1 where nothing is known."""
 
+    @abstractmethod
+    def p_values(self, votes: Counts, look: int, tails: Floats) -> Floats:
+        """For ``votes`` at a look where counting ended, p-values ``[N,R]`` against ``1 - p`` being each of ``tails``.
+
+        They are right for any of the stopping rules that `tails` allows, and as small as that look alone makes them.
+        """
+
     def votes_needed(self, tails: Floats) -> Counts:
         """The fewest votes at the last look whose bound is at or below each of ``tails``; n + 1 where none is."""
         n = int(self.times[-1])
@@ -67,6 +76,11 @@ class ClopperPearsonLooks(LookBounds):
         """`proportion_upper_tail` at the look's share."""
         return proportion_upper_tail(votes, int(self.times[look]), self.failures[look])
 
+    def p_values(self, votes: Counts, look: int, tails: Floats) -> Floats:
+        """Those of the binomial test over the look's share of the whole."""
+        share = self.failures[look] / sum(self.failures)
+        return np.minimum(vote_p_values(votes[:, None], int(self.times[look]), tails) / share, 1.0)
+
 
 class BettingLooks(LookBounds):
     """A confidence sequence: valid at every sample, so at any looks (Waudby-Smith and Ramdas 2024; Voracek 2024).
@@ -92,6 +106,11 @@ class BettingLooks(LookBounds):
             refuted = log_wealth(votes, n, np.exp(middle)) >= self.threshold
             high, low = np.where(refuted, middle, high), np.where(refuted, low, middle)
         return np.exp(high)[back]
+
+    def p_values(self, votes: Counts, look: int, tails: Floats) -> Floats:
+        """One over the wealth (Ville's inequality)."""
+        n = int(self.times[look])
+        return np.exp(np.minimum(-log_wealth(votes[:, None], n, tails), 0.0))
 
 
 def log_wealth(votes: Counts, n: int, tail: Floats) -> Floats:
@@ -120,6 +139,18 @@ class ExactTest(LookBounds):
     def tails(self, votes: Counts, look: int) -> Floats:
         """``tail`` where the test has decided for it, else 1."""
         return np.where(self.times[look] - np.asarray(votes) <= self.limits[look], self.tail, 1.0)
+
+    def p_values(self, votes: Counts, look: int, tails: Floats) -> Floats:
+        """`ordered_p_values`; 1 beyond the radius of the test, and where it was given up before its last look."""
+        failures = self.times[look] - votes
+        low, ordered = self._ordered[look]
+        found = np.where(failures < low, ordered[0], ordered[np.clip(failures - low, 0, len(ordered) - 1)])
+        known = (failures <= self.limits[look]) | (look == len(self.times) - 1)
+        return np.where((tails >= self.tail) & known[:, None], found[:, None], 1.0)
+
+    @cached_property
+    def _ordered(self) -> list[tuple[int, Floats]]:
+        return ordered_p_values(self.times, self.limits, self.tail)
 
 
 def make_bounds(mode: str, n: int, failure_probability: float, tail: float) -> LookBounds:

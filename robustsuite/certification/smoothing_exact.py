@@ -31,6 +31,24 @@ def crossing_probability(times: Ints, limits: Ints, tail: float) -> float:
     return crossed
 
 
+def ordered_p_values(times: Ints, limits: Ints, tail: float) -> list[tuple[int, Floats]]:
+    """p-values of such a test, by look: the fewest failures that are possible there, and the p-value of each count.
+
+    How likely it is to cross at an earlier look, or to have at most so many failures at this one without having
+    crossed before (the stage-wise order of Armitage 1957). Where the test has crossed, and at its last look.
+    """
+    out, crossed = [], 0.0
+    mass, low, now = np.ones(1), 0, 0
+    for time, limit in zip(times, limits, strict=True):
+        mass, low = _add(mass, low, int(time) - now, tail)
+        now = int(time)
+        out.append((low, np.minimum((crossed + np.cumsum(mass)) * (1 + _ROUNDING), 1.0)))
+        cut = min(max(int(limit) + 1 - low, 0), len(mass))
+        crossed += float(mass[:cut].sum())
+        mass, low = _trim(mass[cut:], low + cut)
+    return out
+
+
 def failure_limits(times: Ints, tail: float, budgets: Floats) -> Ints:
     """The largest limits for which `crossing_probability` up to each look stays within ``budgets``, which ascend.
 

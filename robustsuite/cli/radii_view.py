@@ -56,6 +56,38 @@ def parse_radii(text: str) -> list[tuple[str, float]]:
         raise UsageError(f"--radii wants numbers such as 0.1,0.25 or 2/255, or 'all'; got '{text}'.") from error
 
 
+def parse_family(text: str) -> tuple[str, float]:
+    """``holm`` or ``holm:0.01`` as the rule and the failure probability, 0.001 by default; raises `UsageError`."""
+    rule, _, probability = text.partition(":")
+    try:
+        return rule, float(probability or 0.001)
+    except ValueError as error:
+        raise UsageError(f"--family wants holm, bonferroni or holm:0.01, got '{text}'.") from error
+
+
+def together(directory: Path, record: "Record", family: str, radii: str | None = None) -> dict[str, Any]:
+    """Certified accuracy of all certificates together as JSON: at ``radii``, else on the norm's grid and at eps."""
+    from robustsuite.evaluation.family_wise import certified_together
+    from robustsuite.results.curve import GRID
+
+    threat = record.request.threat
+    text = ",".join(dict.fromkeys([threat.eps, *GRID[threat.norm]])) if radii in (None, ALL) else radii
+    at = sorted(parse_radii(text), key=lambda point: point[1])
+    found = certified_together(directory, record, [r for _, r in at], *parse_family(family))
+    points = [_point(name, metric) for (name, _), metric in zip(at, found.metrics, strict=True)]
+    return {"rule": found.rule, "failure_probability": found.failure_probability, "tested": found.tested, "at": points}
+
+
+def show_together(directory: Path, record: "Record", family: str, radii: str | None = None) -> None:
+    """Print them."""
+    body = together(directory, record, family, radii)
+    console.say(
+        f"certified accuracy of {body['tested']} certificates together ({body['rule']}): at each radius alone, one or "
+        f"more of them are false with probability at most {body['failure_probability']:g}"
+    )
+    _table(body["at"] if radii else _until_zero(body["at"]))
+
+
 def _asked(proofs: "Proofs", radii: str) -> list[dict[str, Any]]:
     from robustsuite.results.curve import AT, certified_at
     from robustsuite.results.statistics import metric

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustsuite.cli import console, radii_view
+from robustsuite.cli import certificates_view, console, radii_view
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,23 +31,31 @@ def show(run: "Run", *, as_json: bool, recalled: bool = False) -> None:
         _show_record(run.record, run.directory, note)
 
 
-def show_stored(directory: Path, *, as_json: bool = False, radii: str | None = None) -> dict[str, Any] | None:
+def show_stored(
+    directory: Path, *, as_json: bool = False, radii: str | None = None, family: str | None = None
+) -> dict[str, Any] | None:
     """Show a sealed run read back from its directory (or from the record's file), or return its JSON document.
 
-    ``radii``: at which to give the certified accuracy, ``0.1,0.2`` or ``all``.
+    ``radii``: at which to give the certified accuracy, ``0.1,0.2`` or ``all``. ``family``: ``holm`` or ``bonferroni``
+    over the certificates, ``holm:0.01`` for another failure probability than 0.001.
     """
     from robustsuite.results.records import load_record
 
     record = load_record(directory)
     home = directory if directory.is_dir() else directory.parent
     if as_json:
-        return document(record, home, resumed=True, radii=radii)
+        body = document(record, home, resumed=True, radii=radii)
+        return {**body, "together": radii_view.together(home, record, family, radii)} if family else body
     _show_record(record, home, radii=radii)
+    if family:
+        radii_view.show_together(home, record, family, radii)
     return None
 
 
 def document(record: "Record", directory: Path, *, resumed: bool, radii: str | None = None) -> dict[str, Any]:
     """The run as one JSON document."""
+    from robustsuite.results.certificates import certificate_diagnostics
+
     body = record.model_dump(mode="json")
     return {
         "run_key": record.run_key,
@@ -61,6 +69,7 @@ def document(record: "Record", directory: Path, *, resumed: bool, radii: str | N
         "flags": body["flags"],
         "unreliable": record.unreliable,
         "tail": body["tail"],
+        "certificates": certificate_diagnostics(directory, record),
         "radii": radii_view.document(directory, record, radii),
         "contradictions": body["contradictions"],
         "stage_seconds": body["host"]["stage_seconds"],
@@ -105,6 +114,7 @@ def _show_record(record: "Record", directory: Path, note: str = "", radii: str |
     if record.tail:
         console.say(_tail(record.tail))
     out.print(_stages(record))
+    certificates_view.show(directory, record)
     radii_view.show(directory, record, radii)
     for flag in record.flags:
         if flag.raised:

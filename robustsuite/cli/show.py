@@ -26,15 +26,22 @@ def show(
         str | None,
         typer.Option(metavar="R,R|all", help="A run's certified accuracy there, or the whole curve."),
     ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="RULE[:P]", help="A run's certificates all together: holm or bonferroni, failing with P."),
+    ] = None,
     plugin: Plugins = [],  # noqa: B006  (typer's way to say: none given)
     as_json: Json = False,
 ) -> None:
     """Show a plugin with its parameters, a protocol with its stages, or a run as eval printed it."""
     if radii and radii != radii_view.ALL:
         radii_view.parse_radii(radii)
+    if family:
+        radii_view.parse_family(family)
+        load_plugins(plugin)
     for place in (Path(name), runs / name):
         if place.exists() and (place.is_file() or (place / "request.json").exists()):
-            document = run_view.show_stored(place, as_json=as_json, radii=radii)
+            document = run_view.show_stored(place, as_json=as_json, radii=radii, family=family)
             if document is not None:
                 console.emit(document)
             return
@@ -116,9 +123,17 @@ def _print(item: dict[str, Any]) -> None:
         return
     console.say(item["doc"])
     for key, value in item["facts"].items():
-        console.say(f"  {key}: {value}")
+        if key == "defaults" and isinstance(value, dict):
+            for name, params in value.items():
+                console.say(f"  published for {name}: {', '.join(f'{k}={_short(v)}' for k, v in params.items())}")
+        else:
+            console.say(f"  {key}: {value}")
     console.say(f"  from: {item['origin']}")
     for p in item["parameters"]:
         default = ", required" if p["required"] else f" = {p['default']}"
         console.say(f"  {p['name']} ({p['type']}){default}")
     console.say("")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

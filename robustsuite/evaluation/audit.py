@@ -1,74 +1,47 @@
 """The audit: a sample of what is decided is tried the other way round, so that no order of stages hides an error."""
 
 import numpy as np
-import torch
 
-from robustsuite.evaluation.cascade import timed
-from robustsuite.evaluation.ledger import AUDIT, CLEAN, Blocks, LedgerStore, Outcome, StageLedger
+from robustsuite.evaluation.cascade import Share, merge, run_blocks
+from robustsuite.evaluation.ledger import AUDIT, CLEAN, REST, Blocks, LedgerStore, Outcome, StageLedger
 from robustsuite.evaluation.protocol import Stage
-from robustsuite.evaluation.stages import Bench, run_stage
-from robustsuite.noise import Noise
+from robustsuite.evaluation.sampling import audited, auditing
+from robustsuite.evaluation.stages import Bench
 from robustsuite.results.schema import Contradiction
 from robustsuite.threat import ABSOLUTE_SLACK, RELATIVE_SLACK
 
-_SHARE, _LEAST = 0.05, 20
-
 
 def audit(
-    bench: Bench, store: LedgerStore, stages: list[Stage], ledger: dict[str, StageLedger]
+    bench: Bench, store: LedgerStore, stages: list[Stage], ledger: dict[str, StageLedger], suspicious: bool
 ) -> tuple[dict[str, StageLedger], dict[str, str]]:
     """Attack a keyed sample of the certified examples, and try to certify one of the broken.
 
-    Certify-first would otherwise hide an unsound certifier, and attack-first an unsound one that comes last. A stage
-    that has tried an example before would only repeat itself: it is not asked again. Returns the new ledgers by name,
-    and errors by stage.
+    Certify-first would otherwise hide an unsound certifier, and attack-first an unsound one that comes last. Every
+    stage tries a sample of what was decided ahead of it (``stages``: in the order in which they ran), for what is left
+    undecided comes to it anyway; which stages do is `auditing`'s word. What the cascade has tried already is read
+    back. Returns the new ledgers by name, and errors by stage.
     """
-    broken, certified = with_outcome(ledger, Outcome.BROKEN), with_outcome(ledger, Outcome.CERTIFIED)
-    broken &= ledger[CLEAN].outcome != Outcome.BROKEN  # a clean error cannot be certified by definition
-    tried = {s.name: ledger[s.name].outcome == Outcome.SURVIVED for s in stages}
-    samples = {
-        kind: _share(bench, among & ~np.logical_and.reduce([tried[s.name] for s in stages if s.plan.kind == kind]))
-        for kind, among in (("attack", certified), ("certifier", broken))
-    }
+    broken, certified = (np.zeros(store.blocks.n, bool) for _ in range(2))
     whole = LedgerStore(store.run_dir, Blocks(store.blocks.n, store.blocks.n))
+    asked = auditing(stages, suspicious)
     out, errors = {}, {}
     for stage in stages:
-        name = AUDIT + stage.name
-        chosen = samples[stage.plan.kind] & ~tried[stage.name]
-        if not chosen.any():
-            continue
-        found = whole.read(name, 0)
-        if found is None:
-            with timed(bench, whole, name):
-                run_stage(bench, whole, stage, [0], chosen, prefix=AUDIT)
-            found = whole.read(name, 0)
-            assert found is not None
-        out[name] = found[0]
-        if found[1].error:
-            errors[stage.name] = found[1].error
-        if stage.attacks:
-            samples["attack"] &= found[0].outcome != Outcome.BROKEN
+        chosen = audited(bench, certified if stage.attacks else broken)
+        if stage in asked and chosen.any():
+            run_blocks(bench, stage, Share(whole, chosen, AUDIT))
+            out[AUDIT + stage.name], note = merge(whole, AUDIT + stage.name)
+            if note.error:
+                errors[stage.name] = note.error
+        for name in (stage.name, REST + stage.name):
+            if name in ledger:
+                broken |= ledger[name].outcome == Outcome.BROKEN
+                certified |= ledger[name].outcome == Outcome.CERTIFIED
     return out, errors
 
 
 def with_outcome(ledger: dict[str, StageLedger], outcome: Outcome) -> np.ndarray:
     """Examples that some stage gave this outcome, bool ``[N]``."""
     return np.logical_or.reduce([part.outcome == outcome for part in ledger.values()])
-
-
-def sample(bench: Bench, among: np.ndarray, count: int, purpose: str) -> np.ndarray:
-    """``count`` of the examples in ``among`` (bool ``[N]``), or all if fewer: those with the smallest keyed numbers."""
-    chosen = np.zeros(len(among), bool)
-    candidates = np.flatnonzero(among)
-    ids = bench.data.ids[torch.from_numpy(candidates)]
-    keys = Noise(bench.seed, purpose).at(ids).bits(1)[:, 0].numpy()
-    chosen[candidates[np.lexsort((candidates, keys))[:count]]] = True
-    return chosen
-
-
-def _share(bench: Bench, among: np.ndarray) -> np.ndarray:
-    """5 % of the examples, at least 20."""
-    return sample(bench, among, max(_LEAST, round(_SHARE * int(among.sum()))), "audit")
 
 
 def contradictions(stages: list[Stage], ledger: dict[str, StageLedger]) -> list[Contradiction]:

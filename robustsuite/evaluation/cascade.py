@@ -1,18 +1,20 @@
 """The stages of a run one after the other, each on what is still undecided, over the blocks of one shard."""
 
-import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from robustsuite.errors import IncompleteError
-from robustsuite.evaluation.ledger import CLEAN, OVERLAP, LedgerStore, Note, Outcome, StageLedger
+from robustsuite.evaluation.events import note
+from robustsuite.evaluation.ledger import AUDIT, CLEAN, OVERLAP, Blocks, LedgerStore, Note, Outcome, StageLedger
+from robustsuite.evaluation.pending import Pending
 from robustsuite.evaluation.protocol import Stage
-from robustsuite.evaluation.stages import Bench, run_clean, run_stage
+from robustsuite.evaluation.sampling import audited, auditing
+from robustsuite.evaluation.stages import Bench, run_clean, run_shares
 from robustsuite.results.schema import ProtocolPart
 
 
@@ -36,13 +38,27 @@ class Parts:
         return cls([s for s in planned if s not in tail], tail, flagged)
 
 
+@dataclass(frozen=True)
+class Share:
+    """Examples (bool ``[N]``) that a stage is to work on, and where they are kept: under ``prefix`` and its name."""
+
+    store: LedgerStore
+    eligible: np.ndarray
+    prefix: str = ""
+
+
 class Cascade:
-    """Clean predictions, the cascade, and what later attacks make of what earlier ones broke."""
+    """Clean predictions, and every stage on what is still undecided.
+
+    With those examples go, in the same slots, what attacks before it broke and no other has (for the exclusive
+    contributions), and its audit, where this shard is the whole run.
+    """
 
     def __init__(self, bench: Bench, store: LedgerStore, stages: list[Stage], protocol: ProtocolPart) -> None:
         self.bench, self.store = bench, store
         self.stages = Parts.of(stages, protocol).cascade
-        self.attacks = overlapping(stages, protocol)
+        self.overlapping = overlapping(stages, protocol)
+        self.auditing = auditing(stages, suspicious=False)
         self.names = ledger_names(stages, protocol)
 
     def missing(self) -> int:
@@ -57,19 +73,27 @@ class Cascade:
             positions = self.store.blocks.positions(block)
             clean[positions] = part.outcome
             self.bench.clean_logits[positions] = torch.from_numpy(part.extra["logits"].copy())
-        undecided, broken_by = clean == Outcome.SURVIVED, {}
+        undecided = clean == Outcome.SURVIVED
+        broken, certified, alone = (np.zeros(self.store.blocks.n, bool) for _ in range(3))
         for stage in self.stages:
-            outcome = self._stage(stage, undecided)
-            broken_by[stage.name] = outcome == Outcome.BROKEN
-            undecided &= (outcome != Outcome.BROKEN) & (outcome != Outcome.CERTIFIED)
-        self._overlaps(broken_by)
+            shares = [Share(self.store, undecided)]
+            if stage in self.overlapping[1:]:
+                shares.append(Share(self.store, alone, OVERLAP))
+            shares += self._audit(stage, certified if stage.attacks else broken)
+            outcome, again = self._stage(stage, shares)
+            alone &= again != Outcome.BROKEN
+            alone |= outcome == Outcome.BROKEN
+            broken |= outcome == Outcome.BROKEN
+            certified |= outcome == Outcome.CERTIFIED
+            undecided = undecided & ~(broken | certified)
 
-    def _overlaps(self, broken_by: dict[str, np.ndarray]) -> None:
-        """Each attack on what those before it broke, until a second attack has broken it too."""
-        alone = np.zeros(self.store.blocks.n, bool)
-        for earlier, later in zip(self.attacks, self.attacks[1:], strict=False):
-            alone |= broken_by[earlier.name]
-            alone &= self._stage(later, alone, OVERLAP) != Outcome.BROKEN
+    def _audit(self, stage: Stage, decided: np.ndarray) -> list[Share]:
+        """The stage's audit where that can be known; the sealing does it otherwise."""
+        n, (_, shards) = self.store.blocks.n, self.store.blocks.shard
+        chosen = audited(self.bench, decided)
+        if shards > 1 or stage not in self.auditing or not chosen.any():
+            return []
+        return [Share(LedgerStore(self.store.run_dir, Blocks(n, n)), chosen, AUDIT)]
 
     def _clean(self) -> dict[int, StageLedger]:
         mine = self.store.blocks.mine()
@@ -80,12 +104,13 @@ class Cascade:
                 found |= run_clean(self.bench, self.store, todo)
         return found
 
-    def _stage(self, stage: Stage, eligible: np.ndarray, prefix: str = "") -> np.ndarray:
-        """The outcomes of a stage, uint8 ``[N]``; 0 outside of the shard."""
-        outcome = np.zeros(self.store.blocks.n, np.uint8)
-        for block, part in run_blocks(self.bench, self.store, stage, eligible, prefix).items():
-            outcome[self.store.blocks.positions(block)] = part.outcome
-        return outcome
+    def _stage(self, stage: Stage, shares: list[Share]) -> tuple[np.ndarray, np.ndarray]:
+        """The outcomes of a stage and of its overlap, uint8 ``[N]``; 0 outside of the shard."""
+        outcomes = {prefix: np.zeros(self.store.blocks.n, np.uint8) for prefix in ("", OVERLAP, AUDIT)}
+        for share, found in zip(shares, run_blocks(self.bench, stage, *shares), strict=True):
+            for block, part in found.items():
+                outcomes[share.prefix][share.store.blocks.positions(block)] = part.outcome
+        return outcomes[""], outcomes[OVERLAP]
 
 
 def overlapping(stages: list[Stage], protocol: ProtocolPart) -> list[Stage]:
@@ -104,17 +129,21 @@ def ledger_names(stages: list[Stage], protocol: ProtocolPart) -> list[str]:
     return [CLEAN, *[s.name for s in Parts.of(stages, protocol).cascade], *again]
 
 
-def run_blocks(
-    bench: Bench, store: LedgerStore, stage: Stage, eligible: np.ndarray, prefix: str = ""
-) -> dict[int, StageLedger]:
-    """A stage on the eligible examples of the store's shard; blocks that are there are read back instead."""
-    name = prefix + stage.name
-    found = {block: part[0] for block in store.blocks.mine() if (part := store.read(name, block))}
-    todo = [block for block in store.blocks.mine() if block not in found]
-    if todo:
-        with timed(bench, store, name):
-            found |= run_stage(bench, store, stage, todo, eligible, prefix)
-    return found
+def run_blocks(bench: Bench, stage: Stage, *shares: Share) -> list[dict[int, StageLedger]]:
+    """A stage on all shares in one queue, and the blocks of each; blocks that are there are read back instead.
+
+    The time of them all is that of the first that has anything left to do.
+    """
+    found, parts = [], []
+    for share in shares:
+        store, name = share.store, share.prefix + stage.name
+        found.append({block: part[0] for block in store.blocks.mine() if (part := store.read(name, block))})
+        todo = [block for block in store.blocks.mine() if block not in found[-1]]
+        parts.append(Pending(store, name, todo, share.eligible, bench.slots, bench.votes))
+    if names := [part.stage for part in parts if part.open]:
+        with timed(bench, shares[0].store, names[0]):
+            run_shares(bench, stage, parts)
+    return [there | part.finished for there, part in zip(found, parts, strict=True)]
 
 
 def merge(store: LedgerStore, name: str) -> tuple[StageLedger, Note]:
@@ -142,11 +171,9 @@ def timed(bench: Bench, store: LedgerStore, stage: str) -> Iterator[None]:
     passes, start = bench.model.passes, time.perf_counter()
     before = passes.forward, passes.backward
     yield
-    line = {
-        "stage": stage,
+    took = {
         "seconds": time.perf_counter() - start,
         "forward": passes.forward - before[0],
         "backward": passes.backward - before[1],
     }
-    with suppress(OSError), (store.run_dir / "events.jsonl").open("a") as file:  # no outcome hangs on it
-        file.write(json.dumps(line) + "\n")
+    note(store.run_dir, {"stage": stage, **took})

@@ -82,11 +82,14 @@ def prepare(
     if model.input_shape != data.input_shape:
         raise InputError(f"the model takes images of shape {model.input_shape}, the data holds {data.input_shape}.")
     protocol, stages = resolve(protocol, threat)
+    plain, makers = model, []
     for stage in stages:
         subject = stage.plugin.subject(model) if isinstance(stage.plugin, Certifier) else model
         if subject is not model:
             model, part = subject, part.model_copy(update={"wrap": _wrap_of(stage)})
+            makers.append(stage.plan.plugin)
     model, part = sampled(model, part)
+    part = part.model_copy(update={"differentiable": model.facts.differentiable})
     searching = parse_precision(precision, model.device)
     model.attacking(searching, channels_last=channels_last)  # refused now, if it is
     request = build_request(
@@ -102,12 +105,17 @@ def prepare(
         device=model.device,
         plugins=plugins or {},
     )
-    skipped = _unsupported(stages, model, threat)
+    skipped = _unsupported(stages, model, threat, plain, makers)
     return Prepared(request, [s for s in stages if s.plan.name not in skipped], skipped, model, data, threat)
 
 
-def _unsupported(stages: list[Stage], model: Classifier, threat: ThreatModel) -> dict[str, str]:
-    """Why stages cannot be used on this model; raises `UsageError` for one that was asked for by name."""
+def _unsupported(
+    stages: list[Stage], model: Classifier, threat: ThreatModel, plain: Classifier, makers: list[str]
+) -> dict[str, str]:
+    """Why stages cannot be used on this model; raises `UsageError` for one that was asked for by name.
+
+    ``makers`` are the certifiers that made ``model`` of the user's ``plain`` one.
+    """
     skipped = {}
     for stage in stages:
         reason = stage.plugin.unsupported(model, threat) if isinstance(stage.plugin, Certifier) else None
@@ -115,7 +123,14 @@ def _unsupported(stages: list[Stage], model: Classifier, threat: ThreatModel) ->
         if model.num_classes < least:
             reason = f"it needs at least {least} classes, the model has {model.num_classes}"
         if reason and stage.plan.when == "always":
-            raise UsageError(f"{stage.plan.kind} '{stage.plan.plugin}' cannot be used on this model: {reason}")
+            name = stage.plan.plugin
+            if makers and isinstance(stage.plugin, Certifier) and not stage.plugin.unsupported(plain, threat):
+                raise UsageError(
+                    f"certifier '{name}' cannot be used beside '{makers[-1]}': that one certifies a classifier of its "
+                    f"own, which it makes of the model, and all stages of a run are about the same classifier. Run "
+                    f"them apart, one with --certifier {name} and one with --certifier {makers[-1]}."
+                )
+            raise UsageError(f"{stage.plan.kind} '{name}' cannot be used on this model: {reason}")
         if reason:
             skipped[stage.plan.name] = reason
     if len(skipped) == len(stages):

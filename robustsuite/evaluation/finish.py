@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from robustsuite.evaluation.audit import audit, with_outcome
-from robustsuite.evaluation.cascade import Parts, ledger_names, merge, run_blocks
+from robustsuite.evaluation.cascade import Parts, Share, ledger_names, merge, run_blocks
 from robustsuite.evaluation.ledger import CLEAN, REST, LedgerStore, Note, Outcome, StageLedger
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.evaluation.stages import Bench
@@ -61,23 +61,23 @@ def finish(
         outcomes = {name: part.outcome for name, part in found.ledger.items()}
         found.tail = summary(outcomes, [s.name for s in parts.tail], before)
     found.flags += suspicions(bench, [*parts.cascade, *parts.tail], found.ledger)
-    _follow_up(bench, store, parts.flagged, found)
-    ran = [s for s in stages if s.name not in found.skipped]
+    suspicious = any(f.raised and f.name in SUSPICIOUS for f in found.flags)
+    _follow_up(bench, store, parts.flagged, found, suspicious)
+    ran = [s for s in (*parts.cascade, *parts.tail, *parts.flagged) if s.name not in found.skipped]
     if bench.votes:
         attacks = [name for s in ran for name in (s.name, REST + s.name) if s.attacks and name in found.ledger]
         found.ledger[VERDICT] = run_verdicts(bench, store, attacks)
-    audits, errors = audit(bench, store, ran, found.ledger)
+    audits, errors = audit(bench, store, ran, found.ledger, suspicious)
     found.ledger |= audits
     found.notes |= {name: replace(found.notes[name], error=error) for name, error in errors.items()}
     return found
 
 
-def _follow_up(bench: Bench, store: LedgerStore, flagged: list[Stage], found: Findings) -> None:
+def _follow_up(bench: Bench, store: LedgerStore, flagged: list[Stage], found: Findings, suspicious: bool) -> None:
     """Suspicions call for more attacks on what is left."""
-    raised = any(f.raised and f.name in SUSPICIOUS for f in found.flags)
     for stage in flagged:
-        if raised:
-            run_blocks(bench, store, stage, found.undecided)
+        if suspicious:
+            run_blocks(bench, stage, Share(store, found.undecided))
             part, note = merge(store, stage.name)
             found.add({stage.name: part}, {stage.name: note})
         else:

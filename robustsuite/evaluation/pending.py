@@ -1,6 +1,6 @@
 """Blocks in the making."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +87,44 @@ class Pending:
         self.store.write(self.stage, block, self.parts[block], self.adversarials.pop(block), note)
         self.finished[block] = self.parts.pop(block)
         self.open.pop(block)
+
+
+class Shares:
+    """The shares of one stage in one queue, each an open `Pending` of its own; no example is in two of them.
+
+    A stage that goes over broken or certified examples as well fills the slots with them that it would run idle, and
+    every example ends as it would in a pass of its own.
+    """
+
+    def __init__(self, parts: Sequence[Pending]) -> None:
+        self.parts = parts
+        self._owner = {position: part for part in parts for position in part.todo}
+
+    @property
+    def open(self) -> bool:
+        """Whether anything is left to do."""
+        return any(part.open for part in self.parts)
+
+    @property
+    def todo(self) -> list[int]:
+        """Positions that are not finished, those of the first share first."""
+        return [position for part in self.parts for position in part.todo]
+
+    @property
+    def slots(self) -> int:
+        """Rows of a batch."""
+        return self.parts[0].slots
+
+    @slots.setter
+    def slots(self, count: int) -> None:
+        for part in self.parts:
+            part.slots = count
+
+    def of(self, position: int) -> Pending:
+        """The share that an example belongs to."""
+        return self._owner[position]
+
+    def fail(self, error: str) -> None:
+        """As `Pending.fail`, for all of them."""
+        for part in self.parts:
+            part.fail(error)

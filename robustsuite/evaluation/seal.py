@@ -1,7 +1,6 @@
 """Sealing: the record, whose every number follows from the ledger."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -9,11 +8,13 @@ import torch
 from robustsuite.errors import ContradictionError, IncompleteError
 from robustsuite.evaluation.audit import contradictions
 from robustsuite.evaluation.checks import UNRELIABLE
+from robustsuite.evaluation.events import example_seconds, stage_events
 from robustsuite.evaluation.finish import finish
 from robustsuite.evaluation.ledger import LedgerStore, StageLedger
 from robustsuite.evaluation.metrics import metrics, stage_results
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.evaluation.stages import Bench
+from robustsuite.results.certificates import SECONDS
 from robustsuite.results.provenance import host, provenance
 from robustsuite.results.schema import FileRef, Flag, Record, Request, canonical
 from robustsuite.results.store import clean_temporaries, sha256_file, write_arrays, write_atomic, write_json
@@ -37,7 +38,8 @@ def seal(
     results = stage_results(request, stages, found)
     status = "failed" if contradicted else "partial" if any(r.status == "error" for r in results) else "complete"
     _write_ledger(store.run_dir, found.ledger, bench, request)
-    events = _events(store.run_dir)
+    _write_seconds(store, found.ledger)
+    events = stage_events(store.run_dir)
     record = Record(
         run_key=request.run_key,
         status=status,
@@ -102,16 +104,11 @@ def _files(run_dir: Path) -> list[FileRef]:
     return out
 
 
-def _events(run_dir: Path) -> dict[str, list[dict[str, float]]]:
-    out: dict[str, list[dict[str, float]]] = {}
-    path = run_dir / "events.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed process
-            continue
-        out.setdefault(event["stage"], []).append(event)
-    return out
+def _write_seconds(store: LedgerStore, ledger: dict[str, StageLedger]) -> None:
+    """Seconds of every certificate, in a file that no hash covers."""
+    found = example_seconds(store.run_dir, store.blocks.n)
+    if seconds := {name: found[name] for name in ledger if name in found}:
+        write_arrays(store.run_dir / SECONDS, seconds, {"stages": list(seconds)})
 
 
 def _device_name(device: torch.device) -> str:

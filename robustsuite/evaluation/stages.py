@@ -5,6 +5,7 @@ with a stream of its own, so that what an example meets depends on its block alo
 elsewhere; another order of the data is another run.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,9 +18,10 @@ from robustsuite.certification.base import Certificates, Certifier
 from robustsuite.data.dataset import Dataset
 from robustsuite.errors import ContractError, PrerequisiteError
 from robustsuite.evaluation.engine import Engine, Finished, VotingEngine
+from robustsuite.evaluation.events import note
 from robustsuite.evaluation.judge import Judge, Jury, Poll
 from robustsuite.evaluation.ledger import LedgerStore, Outcome, StageLedger
-from robustsuite.evaluation.pending import Pending
+from robustsuite.evaluation.pending import Pending, Shares
 from robustsuite.evaluation.progress import Progress
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.models.classifier import Classifier, margins
@@ -122,23 +124,31 @@ def _decisions(bench: Bench, positions: list[int]) -> Poll:
 def run_stage(
     bench: Bench, store: LedgerStore, stage: Stage, blocks: list[int], eligible: np.ndarray, prefix: str = ""
 ) -> dict[int, StageLedger]:
-    """Run an attack or a certifier on the eligible examples of ``blocks``; returns the finished blocks.
+    """Run an attack or a certifier on the eligible examples of ``blocks``; returns the finished blocks."""
+    pending = Pending(store, prefix + stage.name, blocks, eligible, bench.slots, bench.votes)
+    run_shares(bench, stage, [pending])
+    return pending.finished
+
+
+def run_shares(bench: Bench, stage: Stage, parts: Sequence[Pending]) -> None:
+    """Run an attack or a certifier on several sets of examples at once, each with blocks of its own.
 
     Whatever the plugin raises is kept in the blocks' notes, and its unfinished examples are marked as errors. Only
     what would hit every stage (a full disk, a missing prerequisite) stops the run.
     """
-    name = prefix + stage.plan.name
-    pending = Pending(store, name, blocks, eligible, bench.slots, bench.votes)
-    if not pending.open:
-        return pending.finished
+    parts = [part for part in parts if part.open]
+    if not parts:
+        return
+    name, pending = parts[0].stage, Shares(parts)
     bench.progress.start(name, len(pending.todo))
     error = ""
     while pending.open:
         try:
             for position, x_adv in _work(bench, pending, stage):
-                part, row = pending.row(position)
-                hit = part.outcome[row]
-                pending.done(position, x_adv)
+                share = pending.of(position)
+                part, row = share.row(position)
+                hit = part.outcome[row] if share is parts[0] else Outcome.SKIPPED  # the others were decided before
+                share.done(position, x_adv)
                 bench.progress.advance(1, int(hit == Outcome.BROKEN), int(hit == Outcome.CERTIFIED))
         except PrerequisiteError:
             raise
@@ -152,36 +162,37 @@ def run_stage(
             error = f"{type(problem).__name__}: {problem}".split("\n")[0]
             pending.fail(error)
     bench.progress.end(name, error)
-    return pending.finished
 
 
-def _work(bench: Bench, pending: Pending, stage: Stage) -> Iterator[tuple[int, np.ndarray | None]]:
+def _work(bench: Bench, pending: Shares, stage: Stage) -> Iterator[tuple[int, np.ndarray | None]]:
     """Fill the rows of finished examples and yield their positions, with the adversarial example where there is one."""
-    noise = Noise(bench.seed, f"stage/{stage.plan.name}")
+    noise = Noise(bench.seed, f"stage/{stage.name}")
     plugin = stage.plugin
-    if isinstance(plugin, Certifier):
-        for positions in pending.by_block:
-            yield from _certify(bench, pending, plugin, noise, positions)
-    elif isinstance(plugin, Stepper):
+    if isinstance(plugin, Stepper):
         for finished in _engine(bench, pending, plugin, noise):
             forward, backward = (c * finished.evaluations * bench.model.per_evaluation for c in plugin.cost)
-            yield finished.position, _book(pending, finished, forward, backward)
-    else:
-        for positions in pending.by_block:
-            yield from _attack(bench, pending, plugin, noise, positions)
+            yield finished.position, _book(pending.of(finished.position), finished, forward, backward)
+        return
+    for part in pending.parts:
+        for positions in part.by_block:
+            if isinstance(plugin, Certifier):
+                yield from _certify(bench, part, plugin, noise, positions)
+            else:
+                yield from _attack(bench, part, plugin, noise, positions)
 
 
-def _engine(bench: Bench, pending: Pending, stepper: Stepper, noise: Noise) -> Iterator[Finished]:
+def _engine(bench: Bench, pending: Shares, stepper: Stepper, noise: Noise) -> Iterator[Finished]:
     """All examples in one queue; of a randomised model, one block after the other, and each as a whole or not."""
     if not bench.votes:
         engine = Engine(bench.attacked, stepper, bench.threat, noise, bench.judge(), slots=pending.slots)
         yield from engine.run(pending.todo, bench.rows)
         return
-    for positions in pending.by_block:
-        bench.model.restart(_stream(noise, pending, positions))
-        slots = min(pending.slots, len(positions) * stepper.lanes(bench.model.num_classes))
-        engine = VotingEngine(bench.attacked, stepper, bench.threat, noise, bench.judge(), slots=slots)
-        yield from list(engine.run(positions, bench.rows))
+    for part in pending.parts:
+        for positions in part.by_block:
+            bench.model.restart(_stream(noise, part, positions))
+            slots = min(pending.slots, len(positions) * stepper.lanes(bench.model.num_classes))
+            engine = VotingEngine(bench.attacked, stepper, bench.threat, noise, bench.judge(), slots=slots)
+            yield from list(engine.run(positions, bench.rows))
 
 
 def _stream(noise: Noise, pending: Pending, positions: list[int]) -> Noise:
@@ -233,19 +244,26 @@ def _certify(
 ) -> Iterator[tuple[int, None]]:
     x, y, ids, _ = bench.rows(positions)
     bench.model.restart(_stream(noise, pending, positions))
+    start = time.perf_counter()
     certificates = certifier.certify(bench.model, x, y, bench.threat, noise.at(ids))
     _check_certificates(certificates, len(positions), bench.model.num_classes)
     pending.guarantee = certificates.guarantee
     radius, predicted = certificates.radius.cpu().numpy(), certificates.predicted.cpu().numpy()
+    took = {"stage": pending.stage, "examples": positions, "seconds": time.perf_counter() - start}
+    note(pending.store.run_dir, took)
     labels = y.cpu().numpy()
     forward, backward = certifier.cost
     spent = [forward] * len(positions) if certificates.forward is None else certificates.forward.tolist()
+    kept = {} if certificates.votes is None else vars(certificates.votes)
+    kept = {**kept, **{name: values.double().cpu().numpy() for name, values in certificates.diagnostics.items()}}
     for i, position in enumerate(positions):
         part, row = pending.row(position)
         proved = predicted[i] == labels[i] and radius[i] > 0 and radius[i] >= bench.threat.radius
         part.outcome[row] = Outcome.CERTIFIED if proved else Outcome.SURVIVED
         part.radius[row], part.predicted[row] = radius[i], predicted[i]
         part.forward[row], part.backward[row] = spent[i], backward
+        for name, values in kept.items():
+            part.extra.setdefault(name, np.zeros(len(part.outcome), values.dtype))[row] = values[i]
         yield position, None
 
 
@@ -260,6 +278,8 @@ def _check_certificates(certificates: Certificates, n: int, num_classes: int) ->
         raise ContractError("certified radii must be finite float64 numbers >= 0")
     if bool(((predicted < -1) | (predicted >= num_classes)).any()):
         raise ContractError(f"certified classes must lie in [-1, {num_classes})")
+    if bad := [name for name, values in certificates.diagnostics.items() if values.shape != (n,)]:
+        raise ContractError(f"diagnostics of certificates must hold [{n}], and {', '.join(bad)} does not")
     spent = certificates.forward
     if spent is not None and (spent.shape != (n,) or spent.dtype != torch.int64 or bool((spent < 0).any())):
         raise ContractError(f"forward passes of certificates must be int64 [{n}] and >= 0, got {spent.dtype} {spent}")

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from robustsuite.evaluation.audit import sample
-from robustsuite.evaluation.cascade import merge, run_blocks
+from robustsuite.evaluation.cascade import Share, merge, run_blocks
 from robustsuite.evaluation.ledger import AUDIT, REST, LedgerStore, Note, Outcome, StageLedger
 from robustsuite.evaluation.protocol import Stage
+from robustsuite.evaluation.sampling import sample
 from robustsuite.evaluation.stages import Bench
 from robustsuite.results.schema import TailPart
 
@@ -38,7 +38,7 @@ def _run(
     ledger, notes, left = {}, {}, eligible.copy()
     for stage in stages:
         name = prefix + stage.name
-        run_blocks(bench, store, stage, left, prefix)
+        run_blocks(bench, stage, Share(store, left, prefix))
         ledger[name], notes[name] = merge(store, name)
         left &= ~np.isin(ledger[name].outcome, (Outcome.BROKEN, Outcome.CERTIFIED))
     return ledger, notes

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm as gaussian
 from torch import Tensor
 
 from robustsuite.errors import UsageError
+from robustsuite.models.wide_philox import WORDS, words
 from robustsuite.noise import ExampleNoise
 from robustsuite.threat import Norm
 
@@ -28,9 +30,20 @@ class SmoothingNoise(ABC):
 
     name: ClassVar[str]
 
-    @abstractmethod
     def sample(self, noise: ExampleNoise, shape: Sequence[int], draw: int | Tensor = 0) -> Tensor:
-        """float32 ``[N, *shape]`` with mean 0 and standard deviation 1."""
+        """float32 ``[N, *shape]`` with mean 0 and standard deviation 1; ``draw``: an int or int64 ``[N]``.
+
+        Row i depends on ids[i], its draw and the shape alone; another kind of device may move the last bits.
+        """
+        count = math.prod(shape)
+        out = torch.empty(len(noise.ids), -(-count // WORDS) * WORDS, device=noise.ids.device)
+        for rows, bits in words(noise, count, draw):
+            self._fill(out[rows], bits)
+        return out[:, :count].reshape(-1, *shape)
+
+    @abstractmethod
+    def _fill(self, out: Tensor, bits: Tensor) -> None:
+        """Write float32 samples to ``out`` ``[rows, columns]`` from as many words, int32; columns are even."""
 
     @abstractmethod
     def _radius(self, tail: Floats, sigma: float, norm: Norm, pixels: int) -> Floats:
@@ -55,9 +68,13 @@ class Gaussian(SmoothingNoise):
 
     name = "gaussian"
 
-    def sample(self, noise: ExampleNoise, shape: Sequence[int], draw: int | Tensor = 0) -> Tensor:
-        """Standard normal."""
-        return noise.normal(shape, draw)
+    def _fill(self, out: Tensor, bits: Tensor) -> None:
+        """Box-Muller; |z| is at most 6.7."""
+        half = bits.shape[1] // 2
+        radius = _unit(bits[:, :half].float()).log_().mul_(-2).sqrt_()
+        angle = bits[:, half:].float().mul_(math.pi * 2.0**-31)
+        torch.mul(radius, angle.cos(), out=out[:, :half])
+        torch.mul(radius, angle.sin_(), out=out[:, half:])
 
     def _radius(self, tail: Floats, sigma: float, norm: Norm, pixels: int) -> Floats:
         return sigma * gaussian.isf(tail) / self._factor(norm, pixels)
@@ -79,10 +96,9 @@ class Uniform(SmoothingNoise):
 
     name = "uniform"
 
-    def sample(self, noise: ExampleNoise, shape: Sequence[int], draw: int | Tensor = 0) -> Tensor:
-        """Uniform on ``[-sqrt(3), sqrt(3)]``, in steps of 2^-31 before the one rounding to float32."""
-        unit = noise.bits(math.prod(shape), draw).double().add_(0.5).mul_(2.0**-31).sub_(1.0)
-        return unit.mul_(math.sqrt(3)).float().view(-1, *shape)
+    def _fill(self, out: Tensor, bits: Tensor) -> None:
+        """32 bits, rounded once."""
+        out.copy_(bits).mul_(math.sqrt(3) * 2.0**-31)
 
     def _radius(self, tail: Floats, sigma: float, norm: Norm, pixels: int) -> Floats:
         width = 2 * math.sqrt(3) * sigma
@@ -106,11 +122,10 @@ class Laplace(SmoothingNoise):
 
     name = "laplace"
 
-    def sample(self, noise: ExampleNoise, shape: Sequence[int], draw: int | Tensor = 0) -> Tensor:
-        """A sign and an exponential of 31 bits, in float64 and rounded once; below 15.7."""
-        bits = noise.bits(math.prod(shape), draw)
-        size = (bits & 0x7FFFFFFF).double().add_(0.5).mul_(2.0**-31).log_()
-        return (((bits >> 31) * 2 - 1) * size.mul_(math.sqrt(0.5))).float().view(-1, *shape)
+    def _fill(self, out: Tensor, bits: Tensor) -> None:
+        """A sign and an exponential of 31 bits; below 15.7."""
+        signed = bits.float()
+        torch.copysign(_unit(signed.clone()).log_().mul_(-math.sqrt(0.5)), signed, out=out)
 
     def _radius(self, tail: Floats, sigma: float, norm: Norm, pixels: int) -> Floats:
         with np.errstate(divide="ignore"):
@@ -122,6 +137,11 @@ class Laplace(SmoothingNoise):
     @staticmethod
     def _factor(norm: Norm, pixels: int) -> float:
         return {"L1": 1.0, "L2": math.sqrt(pixels), "Linf": float(pixels)}[norm]
+
+
+def _unit(words: Tensor) -> Tensor:
+    """In place, signed words to uniform numbers in (0, 1]: their 31-bit sizes keep all digits near 0."""
+    return words.abs_().clamp_(min=0.5).mul_(2.0**-31)
 
 
 GAUSSIAN = Gaussian()

@@ -13,6 +13,7 @@ from robustsuite.models.averaged import Averaged, SampledClassifier
 from robustsuite.models.classifier import Classifier
 from robustsuite.models.confidence import Floats, leading
 from robustsuite.models.smoothed import check_sampling
+from robustsuite.models.smoothing_noises import GAUSSIAN
 from robustsuite.noise import ExampleNoise
 
 Simplex = Callable[[Tensor], Tensor]
@@ -96,7 +97,7 @@ class SoftSmoothedClassifier(SampledClassifier):
             flat = torch.arange(start, start + self.batch, device=x.device).clamp(max=rows - 1)
             example, draw = flat // n, flat % n
             keyed = ExampleNoise(noise.noise, noise.ids.to(x.device)[example])
-            logits = network.logits(x[example] + self.sigma * keyed.normal(x.shape[1:], draw))
+            logits = network.logits(torch.add(x[example], GAUSSIAN.sample(keyed, x.shape[1:], draw), alpha=self.sigma))
             scores = simplex(logits / self.temperature).nan_to_num(0).clamp(0, 1)
             levels = (scores * _LEVELS).floor().long()[: rows - start]
             sums.index_add_(0, example[: rows - start], levels)

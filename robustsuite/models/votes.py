@@ -21,9 +21,9 @@ def answers(
 ) -> Tensor:
     """The class of ``x[example] + noise`` for every (example, draw), int64 ``[rows]``; -1 where a logit is NaN."""
     keyed = ExampleNoise(noise.noise, noise.ids.to(x.device)[example])
-    noisy = kind.sample(keyed, x.shape[1:], draw).mul_(sigma).add_(x[example])
-    logits = base.logits(noisy)
-    return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+    logits = base.logits(torch.add(x[example], kind.sample(keyed, x.shape[1:], draw), alpha=sigma))
+    top, answer = logits.max(1)  # NaN is the largest of all
+    return answer.masked_fill_(top.isnan(), -1)
 
 
 def count_votes(
@@ -42,15 +42,15 @@ def count_votes(
     rows (the last one is filled up), so that votes depend neither on how examples are batched nor, but for the last
     bits that another chunk size changes in float kernels, on ``batch``. NaN logits vote for no class.
     """
-    rows = x.shape[0] * n
-    counts = torch.zeros(x.shape[0], base.num_classes, dtype=torch.int64, device=x.device)
+    rows, cells = x.shape[0] * n, x.shape[0] * (base.num_classes + 1)  # the first cell of an example is for NaN
+    counts = torch.zeros(cells, dtype=torch.int64, device=x.device)
     for start in range(0, rows, batch):
         flat = torch.arange(start, start + batch, device=x.device).clamp(max=rows - 1)
         example = flat // n
-        answer = answers(base, x, noise, sigma, example, flat % n, kind)[: rows - start]
-        votes = (answer >= 0).long()
-        counts.index_put_((example[: rows - start], answer.clamp(min=0)), votes, accumulate=True)
-    return counts
+        answer = answers(base, x, noise, sigma, example, flat % n, kind)
+        cell = example * (base.num_classes + 1) + answer + 1
+        counts += torch.bincount(cell[: rows - start], minlength=cells)
+    return counts.view(x.shape[0], -1)[:, 1:]
 
 
 def poll(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from robustsuite.results.certificates import read_seconds
 from robustsuite.results.schema import Metric, Record
 from robustsuite.results.statistics import metric
 from robustsuite.results.store import read_arrays
@@ -76,11 +77,13 @@ class Proofs:
     """Whose certificate that is; empty where there is none."""
     abstained: np.ndarray
     """No class came from the clean pass, or from any certifier that saw the example."""
+    seconds: np.ndarray
+    """That the certifiers took for the example, all together; 0 where the run has kept no times."""
 
     def rows(self) -> Iterator[dict[str, object]]:
         """One row an example."""
-        columns = zip(self.id, self.label, self.predicted, self.radius, self.certifier, strict=True)
-        for example, (key, label, predicted, radius, certifier) in enumerate(columns):
+        columns = zip(self.id, self.label, self.predicted, self.radius, self.certifier, self.seconds, strict=True)
+        for example, (key, label, predicted, radius, certifier, seconds) in enumerate(columns):
             yield {
                 "example": example,
                 "id": int(key),
@@ -88,6 +91,7 @@ class Proofs:
                 "predicted": int(predicted),
                 "radius": float(radius),
                 "certifier": certifier,
+                "seconds": float(seconds),
             }
 
 
@@ -109,4 +113,6 @@ def read_proofs(run_dir: Path, record: Record) -> Proofs | None:
         radius, certifier[better] = np.maximum(radius, proved), name
         seen |= arrays[f"{name}/outcome"] != _SKIPPED
     abstained = (seen & (predicted < 0)) | (arrays["clean/predicted"] < 0)
-    return Proofs(arrays["id"], label, predicted, radius, list(certifier), abstained)
+    times = read_seconds(run_dir)
+    seconds = sum((times[name] for name in names if name in times), np.zeros(n))
+    return Proofs(arrays["id"], label, predicted, radius, list(certifier), abstained, seconds)

@@ -78,7 +78,7 @@ def test_an_affine_denoiser_moves_the_plane(code):
     assert got.predicted.tolist() == [1, 1, 0]
     exact = torch.tensor([0.2, 0.4, 0.2]).double()
     assert bool((got.radius < exact).all())
-    torch.testing.assert_close(got.radius, exact, rtol=0.06, atol=0.0)
+    torch.testing.assert_close(got.radius, exact, rtol=0.09, atol=0.0)
     plain = certify(Smoothing(sigma=0.25, n=20_000, mode="fixed"), half_space(), images(0.7))
     assert float(plain.radius) > 0.22  # without the denoiser the plane is at 0.4, 0.3 away
 

@@ -11,6 +11,7 @@ from robustsuite.certification.smoothing import Smoothing
 from robustsuite.errors import ContractError, UsageError
 from robustsuite.models.classifier import Classifier
 from robustsuite.models.smoothed import SmoothedClassifier
+from robustsuite.models.smoothing_noises import GAUSSIAN
 from robustsuite.noise import Noise
 from robustsuite.registry import CERTIFIERS
 from robustsuite.testing import check_certifier
@@ -49,8 +50,20 @@ def test_a_half_space_gets_almost_its_exact_radius(sigma):
     assert got.predicted.tolist() == [1, 0, 1, 0]
     exact = distances.abs().double()
     assert bool((got.radius < exact).all())  # fails with probability 0.1 % a point
-    torch.testing.assert_close(got.radius, exact, rtol=0.05, atol=0.0)
+    torch.testing.assert_close(got.radius, exact, rtol=0.09, atol=0.0)
     assert got.guarantee == "confidence 0.999"
+
+
+def test_a_million_samples_give_the_exact_radius_but_for_one_percent():
+    """Where they permit it: between 0.9 and 2.4 sigma the bound is 0.4 to 0.6 % below p, give or take 0.2."""
+    sigma, w = 0.5, torch.tensor([2.0, -1.0, 0.5, 1.0, 0.0, 3.0, -2.0, 1.0, 0.2])
+    distances = sigma * torch.tensor([0.9, -1.2, 1.5, 1.8, -2.1, 2.4])
+    x = (torch.full((9,), 1.0) / w.sum() + distances.view(-1, 1) * w / w.norm()).view(-1, *SHAPE)
+    got = certify(Smoothing(sigma, n=1_000_000, batch=20_000, mode="fixed"), half_space(w, -1.0), x)
+    assert got.predicted.tolist() == [1, 0, 1, 1, 0, 1]
+    exact = distances.abs().double()
+    assert bool((got.radius <= exact * (1 + 1e-6)).all())
+    assert bool((got.radius >= 0.99 * exact).all()), got.radius / exact
 
 
 def test_radii_are_below_the_exact_one_in_all_but_alpha_of_the_cases():
@@ -172,7 +185,7 @@ def cohen(base, x, ids, sigma, n0, n, alpha):
     for image, key in zip(x, ids, strict=True):
         at = [Noise(0, f"certify/{part}").at(torch.tensor([key])) for part in ("select", "estimate")]
         first, second = (
-            torch.cat([base.logits(image + sigma * noise.normal(SHAPE, draw)) for draw in range(count)]).argmax(1)
+            torch.cat([base.logits(image + sigma * GAUSSIAN.sample(noise, SHAPE, d)) for d in range(count)]).argmax(1)
             for noise, count in zip(at, (n0, n), strict=True)
         )
         top = int(torch.bincount(first, minlength=base.num_classes).argmax())

@@ -137,3 +137,47 @@ def test_votes_needed_is_the_smallest_count_that_proves(mode):
         assert bounds.tails(np.array([need - 1]), last)[0] > tail
     if mode != "radius":
         assert bounds.votes_needed(tails)[-1] == 2001
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("z", [0.3, 2.0])
+def test_p_values_are_no_smaller_than_they_may_be(mode, z, play):
+    """At the edge of what is false, with all early ends: p <= a with probability at most a, for every a."""
+    tail, trials = float(stats.norm.sf(z)), 20_000
+    bounds = make_bounds(mode, 3000, 0.05, tail)
+    wanted = np.array([tail]) if mode == "radius" else stats.norm.sf([0.1, 0.25, z, z + 1])
+    _, used, _, votes = play(bounds, wanted, np.full(trials, tail), seed=4, ended=True)
+    p = np.ones(trials)
+    for look, n in enumerate(bounds.times):
+        p[used == n] = bounds.p_values(votes[used == n], look, np.array([tail]))[:, 0]
+    for level in (0.002, 0.01, 0.05, 0.2):
+        wrong = int((p <= level).sum())
+        assert stats.binomtest(wrong, trials, level, alternative="greater").pvalue > 1e-4
+    assert (p <= 0.2).any()
+
+
+def test_p_values_say_what_the_bounds_say():
+    votes, tails = np.arange(400, 1001, 7), np.array([0.5, 0.3, 0.05])
+    one = make_bounds("fixed", 1000, ALPHA, 0.0)
+    reference = [[stats.binomtest(int(k), 1000, 1 - t, alternative="greater").pvalue for t in tails] for k in votes]
+    assert one.p_values(votes, 0, tails) == pytest.approx(np.array(reference), rel=1e-9)
+    for mode in ("fixed", "staged", "anytime"):
+        bounds = make_bounds(mode, 1000, ALPHA, 0.0)
+        for look, n in enumerate(bounds.times):
+            few = np.unique(np.minimum(votes, n))
+            claimed = bounds.tails(few, look)[:, None] <= tails
+            assert ((bounds.p_values(few, look, tails) <= ALPHA) == claimed).all()
+
+
+def test_the_exact_test_has_no_p_value_beyond_its_radius_and_none_where_it_gave_up():
+    bounds = make_bounds("radius", 1000, ALPHA, 0.2)
+    early, last = len(bounds.times) - 4, len(bounds.times) - 1
+    enough = bounds.times[early] - bounds.limits[early]
+    p = bounds.p_values(np.array([enough, enough - 1]), early, np.array([0.3, 0.2, 0.1]))
+    assert (p[0, :2] <= ALPHA).all()
+    assert p[0, 2] == 1
+    assert (p[1] == 1).all()
+    least = bounds.times[last] - bounds.limits[last]
+    found = bounds.p_values(np.array([least, least - 1, 0]), last, np.array([0.2]))[:, 0]
+    assert found[0] <= ALPHA < found[1] < 2 * ALPHA
+    assert found[2] == pytest.approx(1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from robustsuite.certification.smoothing_exact import crossing_probability, failure_limits
+from robustsuite.certification.smoothing_exact import crossing_probability, failure_limits, ordered_p_values
 
 
 def by_enumeration(times, limits, tail):
@@ -62,3 +62,14 @@ def test_crossing_agrees_with_simulation():
 def test_what_cannot_be_proved_has_no_limit():
     assert failure_limits(np.array([20, 100]), 0.0, np.array([0.0005, 0.001])).tolist() == [-1, -1]
     assert failure_limits(np.array([20, 100]), 1e-6, np.array([0.0005, 0.001])).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("tail", [0.1, 0.4])
+def test_ordered_p_values_are_those_of_all_paths(tail):
+    times, limits = np.array([3, 5, 9, 12]), np.array([-1, 0, 1, 2])
+    for look, (low, p_values) in enumerate(ordered_p_values(times, limits, tail)):
+        for failures in range(low, low + len(p_values)):
+            if look == len(times) - 1 or failures <= limits[look]:
+                further = np.append(limits[:look], failures)
+                expected = by_enumeration(times[: look + 1], further, tail)
+                assert p_values[failures - low] == pytest.approx(expected, rel=1e-6)

@@ -334,3 +334,20 @@ def test_parameters_of_a_plugin_file_can_be_set(certify, bad):
     options = ("--threat", "Linf:0.1", "--certifier", "bad", "--plugin", bad("one", "scale: float = 1.0"))
     plan = certify(*options, "-A", "scale=2", "--dry-run", "--json").document
     assert plan["stages"][1]["params"] == {"scale": 2}
+
+
+def test_certificates_of_a_run_are_shown_as_a_family(run, smoothed):
+    body = smoothed("--json").document
+    found = run("show", body["run_dir"], "--family", "holm:0.05", "--json").document["together"]
+    assert (found["rule"], found["failure_probability"]) == ("holm", 0.05)
+    assert [p["radius"] for p in found["at"]] == sorted(["0.1", *RADII], key=float)
+    single = {p["radius"]: p["value"] for p in body["radii"]["grid"]}
+    assert found["at"][0]["value"] > 0
+    small = run("show", body["run_dir"], "--family", "holm", "--radii", "0,0.1", "--json").document["together"]
+    assert [p["radius"] for p in small["at"]] == ["0", "0.1"]
+    assert small["at"][0]["value"] <= single["0"]
+    words = " ".join(run("show", body["run_dir"], "--family", "bonferroni").stdout.split())
+    assert f"certified accuracy of {found['tested']} certificates together (bonferroni)" in words
+    wrong = run("show", body["run_dir"], "--family", "holm:often")
+    assert wrong.exit_code == 2
+    assert "--family wants" in wrong.stderr

@@ -76,7 +76,7 @@ def _outcome_files(run_dir: Path) -> dict[str, bytes]:
     files = {}
     for path in sorted(p for p in run_dir.rglob("*") if p.is_file()):
         name = str(path.relative_to(run_dir))
-        if name == "events.jsonl":
+        if name in ("events.jsonl", "seconds.safetensors"):
             continue
         body = path.read_bytes()
         if name == "record.json":

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import pytest
 from robustsuite.attacks import Attack, register_attack
 from robustsuite.certification import Certificates, Certifier, register_certifier
 from robustsuite.errors import ContradictionError
+from robustsuite.evaluation import finish
+from robustsuite.evaluation.evaluator import evaluate
 from robustsuite.evaluation.protocol import with_certifiers
 from robustsuite.evaluation.verify import read_ledger
 from robustsuite.registry import ATTACKS, CERTIFIERS
+from robustsuite.results.schema import Flag
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def test_first_is_audited_by_every_attack_and_last_is_not(problem, tmp_path):
 
 
 def test_between_two_attacks_the_later_one_is_still_to_try(problem, tmp_path):
-    """Certified after the first attack alone: both attacks audit, since the second has not seen it."""
+    """Certified after the first attack alone: the second audits, since it has not seen it."""
 
     def between(protocol):
         idle, pgd, exact = with_certifiers(protocol, [], ["exact"]).stages
@@ -128,3 +132,60 @@ def test_a_radius_below_eps_is_held_against_the_distance(problem, tmp_path):
         assert c["distance"] < c["radius"]
     assert any(c["radius"] < 0.05 for c in json.loads(path.read_text())["contradictions"])
     assert problem.run(tmp_path, ["near"], protocol=claims(1.1)).record.contradictions == ()  # nothing comes that near
+
+
+def audits(run):
+    return {s.name: s.n_audited for s in run.record.stages[1:]}
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_the_audit_shares_the_slots_and_ends_as_in_a_pass_of_its_own(problem, tmp_path, outcome_files, factor):
+    """Shards leave it to the sealing, one process does it on the way: the same bytes, also of an unsound one."""
+
+    def between(protocol):
+        ahead, pgd, square, fgsm = with_certifiers(protocol, ["exact"], []).stages
+        stages = (pgd, ahead.model_copy(update={"params": {"factor": factor}}), square, fgsm)
+        return protocol.model_copy(update={"stages": stages, "contributions": True})
+
+    robust = int((problem.radius >= 0.05).sum())
+    options = {"params": {"n_queries": 40}, "protocol": between, "slots": 16}
+    prepared = problem.prepare(["pgd", "square", "fgsm"], **options)
+    for runs, shards in (("one", [(0, 1)]), ("three", [(2, 3), (0, 3), (1, 3)])):
+        for shard in shards:
+            try:
+                run = evaluate(prepared, tmp_path / runs, shard=shard)
+            except ContradictionError:
+                assert factor > 1.0
+    one, three = (outcome_files(tmp_path / runs / prepared.request.run_key) for runs in ("one", "three"))
+    assert one == three
+    names = {Path(name).parent.name for name in one if name.startswith("ledger/")}
+    assert {"audit-square", "audit-fgsm", "audit-exact", "overlap-square"} <= names
+    assert "audit-pgd" not in names  # all that is certified has survived it
+    if factor == 1.0:
+        assert audits(run) == {"pgd": 0, "exact": 20, "square": robust, "fgsm": robust}
+
+
+def tail(*names, loose=False):
+    def marked(protocol):
+        protocol = with_certifiers(protocol, ["exact"], [])
+        stages = tuple(s.model_copy(update={"tail": s.name in names}) for s in protocol.stages)
+        protocol = protocol.model_copy(update={"stages": stages})
+        return _loose(protocol) if loose else protocol
+
+    return marked
+
+
+def test_the_tail_audits_only_where_a_suspicion_was_raised(problem, tmp_path, monkeypatch):
+    monkeypatch.setattr(finish, "suspicions", lambda *_: [])
+    robust = int((problem.radius >= 0.05).sum())
+    calm = problem.run(tmp_path / "calm", ["idle", "pgd"], protocol=tail("pgd"))
+    assert audits(calm) == {"exact": 0, "idle": robust, "pgd": 0}
+    alone = problem.run(tmp_path / "alone", ["idle", "pgd"], protocol=tail("idle", "pgd"))
+    assert audits(alone) == {"exact": 0, "idle": robust, "pgd": robust}  # there is no other
+    assert problem.run(tmp_path / "lie", ["idle", "pgd"], protocol=tail("pgd", loose=True)).record.contradictions == ()
+    raised = Flag(name="score_beats_white_box", raised=True, evidence="made up")
+    monkeypatch.setattr(finish, "suspicions", lambda *_: [raised])
+    wary = problem.run(tmp_path / "wary", ["idle", "pgd"], protocol=tail("pgd"))
+    assert audits(wary) == {"exact": 0, "idle": robust, "pgd": robust}
+    with pytest.raises(ContradictionError, match=r"'exact' certified example \d+ .*'audit-pgd' broke it"):
+        problem.run(tmp_path / "caught", ["idle", "pgd"], protocol=tail("pgd", loose=True))

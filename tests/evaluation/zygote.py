@@ -1,7 +1,7 @@
 """Forks evaluations that a test may kill: importing torch once is enough, and a fork starts in milliseconds.
 
-Reads one run directory a line, forks a child that evaluates into it and writes its pid; then a line to reap it, and
-writes its exit status.
+Reads one run directory a line, forks a child that evaluates into it and writes its pid. Then, for every line `peek`,
+whether the child has ended; a line `reap` waits for that and has its exit status written.
 """
 
 import os
@@ -24,7 +24,9 @@ def main() -> None:
             problem.run(Path(line.strip()), ["fgsm", "apgd-ce", "square"], params={"square.n_queries": 400})
             os._exit(0)
         print(pid, flush=True)  # noqa: T201
-        sys.stdin.readline()
+        while sys.stdin.readline() == "peek\n":
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            print(int(ended), flush=True)  # noqa: T201
         print(os.waitpid(pid, 0)[1], flush=True)  # noqa: T201
 
 
