@@ -161,7 +161,8 @@ class StageResult(Part):
     n_in: int = 0
     """Examples that were undecided when it began."""
     n_audited: int = 0
-    """Decided examples that it worked on all the same: certified ones for an attack, broken ones for a certifier."""
+    """Decided examples that it worked on all the same: certified ones for an attack, broken ones for a certifier. 0 of
+    an attack of the tail, where no suspicion was raised."""
     n_overlapped: int = 0
     """Examples that attacks before had broken and it tried all the same, for the exclusive contributions."""
     n_broken: int = 0

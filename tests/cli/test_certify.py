@@ -193,7 +193,7 @@ def test_a_certifier_of_the_tier_moves_and_flagged_attacks_stay_last(evaluate):
     assert plan["flagged"] == ["apgd-margin-more", "square-more"]
     both = evaluate(*base, "--certify-first", "ibp", "--certify-last", "ibp", "-A", "ibp-2.search=true").document
     assert [s["name"] for s in both["stages"]][1] == "ibp"
-    assert both["stages"][-1]["params"] == {"search": True}
+    assert both["stages"][-1]["params"] == {"search": True, "diagnose": False}
     assert both["protocol"]["name"] == "standard+ibp+ibp+"
 
 
