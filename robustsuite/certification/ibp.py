@@ -33,7 +33,7 @@ class IBP(BoundCertifier):
 
     diagnose: bool = False
 
-    cost = (4, 0)  # the prediction, and three products a layer
+    cost = (4, 0)  # the prediction, and two products a layer
 
     def __post_init__(self) -> None:
         super().__post_init__()

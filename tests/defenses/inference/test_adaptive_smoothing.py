@@ -119,7 +119,7 @@ def head_file(trained, tmp_path_factory):
     return path
 
 
-def test_a_trained_head_tells_attacked_images_and_beats_both_ends_of_its_range(trained, head_file):
+def test_a_trained_head_tells_attacked_images_and_keeps_clean_accuracy(trained, head_file):
     robust, standard = trained("pgd_at"), trained("standard")
     options = {"head": str(head_file), "standard_layers": LAYERS, "robust_layers": LAYERS}
     defense = AdaptiveSmoothing(str(standard.checkpoint), low=0.5, high=1.0, **options)
