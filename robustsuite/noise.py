@@ -83,6 +83,11 @@ class ExampleNoise:
             torch.stack(words, 2, out=out[part])
         return out.flatten(1)[:, :count]
 
+    def order(self, draw: int = 0) -> Tensor:
+        """Positions of the examples in a random order, int64 ``[N]``, by keys that ids and draw alone decide."""
+        words = self.bits(2, draw)
+        return (words[:, 0] << 31 | words[:, 1] >> 1).argsort(stable=True)
+
     def _words(self, blocks: int, draw: int | Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
         """Four words of every counter, each ``[rows, blocks]``, for some rows at a time."""
         rows, device = self.ids.shape[0], self.ids.device

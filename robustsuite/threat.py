@@ -100,6 +100,10 @@ class ThreatModel:
         """eps as a float."""
         return float(self.eps)
 
+    def scaled(self, factor: float) -> ThreatModel:
+        """The same norm with ``factor`` times eps, exactly."""
+        return self if factor == 1 else ThreatModel(self.norm, Eps(self.eps.fraction * Eps.parse(factor).fraction))
+
     def norms(self, delta: Tensor) -> Tensor:
         """``||delta||`` of each row, float64 ``[N]``."""
         flat = delta.double().flatten(1)

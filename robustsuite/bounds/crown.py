@@ -13,8 +13,8 @@ A coefficient below the smallest normal number may be lost; that is charged for 
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,28 +28,13 @@ from robustsuite.bounds.operators import UnsupportedOperator
 from robustsuite.bounds.pooling import MaxPool, PoolLines
 from robustsuite.bounds.region import SUMMED, Region, above, below
 from robustsuite.bounds.relaxation import Lines
-from robustsuite.bounds.rounding import EXACT, FLOAT32, TINY, UNIT_FLOAT32, Box, Rounding
+from robustsuite.bounds.rounding import EXACT, FLOAT32, TINY, UNIT_FLOAT32, Box, Noting
 from robustsuite.bounds.rows import Rows, unit_rows
 
 _OTHERS = 8  # roundings of a coefficient besides its sum's and those of branches that meet: products with slopes
 _CAST = 4  # roundings of a constant's ends themselves
 _ONLY_BOXES = "the operator knows interval bounds alone; use the certifier ibp"
 _BUDGET = 2**22  # coefficients of one activation held at once
-
-
-@dataclass(frozen=True)
-class _Noting(Rounding):
-    """A `Rounding` that remembers what it was asked for."""
-
-    seen: list[tuple[int | Tensor, Tensor]] = field(default_factory=list)
-    noting: ClassVar[bool] = True
-
-    def note(self, roundings: int | Tensor, magnitude: Tensor) -> None:
-        self.seen.append((roundings, magnitude))
-
-    def error(self, roundings: int | Tensor, magnitude: Tensor) -> Tensor:
-        self.note(roundings, magnitude)
-        return super().error(roundings, magnitude)
 
 
 class Crown:
@@ -127,7 +112,7 @@ class Crown:
                 self.values[step.name] = self.graph.value(step, self.values)
                 continue
             names = self.graph.activations(step, self.values)
-            noting = _Noting(FLOAT32.unit if self.guard else EXACT.unit)
+            noting = Noting(FLOAT32.unit if self.guard else EXACT.unit)
             box = self.graph.value(step, self.values, noting)
             exact = self.guard and step.name in taken  # these may yet be tightened
             self.values[step.name] = Box(box.lower.double(), box.upper.double()) if exact else box
@@ -155,7 +140,7 @@ class Crown:
                 found.setdefault(taken.name, []).append(node)
         return found
 
-    def _constant(self, step: Node, noting: _Noting) -> tuple[Tensor, Tensor] | None:
+    def _constant(self, step: Node, noting: Noting) -> tuple[Tensor, Tensor] | None:
         """What an affine operator adds at least and at most, in the arithmetic of the rows; None for nothing."""
         # A layer's constant is the same for all examples; other operators may be given the batch's size.
         one = isinstance(step.operator, Linear)

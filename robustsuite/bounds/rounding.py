@@ -1,7 +1,7 @@
 """Boxes, and the outward rounding that makes them hold for the network as float32 executes it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, overload
 
 import torch
@@ -112,6 +112,23 @@ class Rounding:
             return Box(lower, upper)
         unknown = ~((lower >= -limit) & (upper <= limit))
         return Box(lower.masked_fill_(unknown, -torch.inf), upper.masked_fill_(unknown, torch.inf))
+
+
+@dataclass(frozen=True)
+class Noting(Rounding):
+    """A `Rounding` that remembers what it was asked for."""
+
+    seen: list[tuple[int | Tensor, Tensor]] = field(default_factory=list)
+    noting: ClassVar[bool] = True
+
+    def note(self, roundings: int | Tensor, magnitude: Tensor) -> None:
+        """Remember it."""
+        self.seen.append((roundings, magnitude))
+
+    def error(self, roundings: int | Tensor, magnitude: Tensor) -> Tensor:
+        """As `Rounding.error`, remembered."""
+        self.note(roundings, magnitude)
+        return super().error(roundings, magnitude)
 
 
 EXACT = Rounding(0.0)

@@ -73,8 +73,11 @@ def load_subject(model: ModelOptions, data: DataOptions, device: str, plugins: d
         part = part.model_copy(update={"wrap": {"name": model.wrap, **values.pairs("-W", model.wrap_param)}})
     elif model.wrap_param:
         raise UsageError("-W gives parameters to --wrap NAME, which is missing.")
-    part = part.model_copy(update={"wrap": in_full(part.wrap)})
-    return dataclasses.replace(subject, classifier=wrapped(subject.classifier, part.wrap), part=part)
+    if part.wrap is None:
+        return subject
+    plugin = _outer(part.wrap)
+    part = part.model_copy(update={"wrap": _in_full(part.wrap, plugin)})
+    return dataclasses.replace(subject, classifier=_inside(plugin, subject.classifier), part=part)
 
 
 def subject_of(spec: "ModelSpec", data: "Dataset", device: str, plugins: dict[str, str]) -> Subject:
@@ -113,17 +116,17 @@ def wrapped(classifier: "Classifier", wrap: dict[str, Any] | None) -> "Classifie
     """The classifier inside the inference-time defense that ``wrap`` names, or what a certifier makes of it."""
     if wrap is None:
         return classifier
+    return _inside(_outer(wrap), classifier)
+
+
+def _inside(plugin: Any, classifier: "Classifier") -> "Classifier":
     from robustsuite.defenses.base import WrapMethod
 
-    plugin = _outer(wrap)
     return plugin.wrap(classifier) if isinstance(plugin, WrapMethod) else plugin.subject(classifier)
 
 
-def in_full(wrap: dict[str, Any] | None) -> dict[str, Any] | None:
+def _in_full(wrap: dict[str, Any], plugin: Any) -> dict[str, Any]:
     """``wrap`` with every parameter as it was resolved: what a default or a file stands for is part of a run's key."""
-    if wrap is None:
-        return None
-    plugin = _outer(wrap)
     params = {f.name: getattr(plugin, f.name) for f in dataclasses.fields(plugin) if f.init}
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in params.items()}
     return {k: v for k, v in wrap.items() if k in ("kind", "name")} | plain

@@ -54,7 +54,6 @@ class Context:
     epoch: int = 0
     resuming: bool = False
     scope: str = ""
-    aux: dict[str, nn.Module] = field(default_factory=dict)
     auxiliaries: dict[str, Auxiliary] = field(default_factory=dict)
     memories: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -62,6 +61,11 @@ class Context:
     def memory(self) -> dict[str, Any]:
         """The plugin's own memory, the same that `Step.memory` gives."""
         return self.memories.setdefault(self.scope, {})
+
+    @property
+    def aux(self) -> dict[str, nn.Module]:
+        """The auxiliary models by name."""
+        return {name: auxiliary.module for name, auxiliary in self.auxiliaries.items()}
 
     @property
     def progress(self) -> float:
@@ -72,8 +76,21 @@ class Context:
         """Keep ``module`` as the auxiliary model ``name``; ``how`` are the fields of `Auxiliary`."""
         auxiliary = Auxiliary(module.to(self.device), **how)
         module.requires_grad_(auxiliary.trained).train(auxiliary.trained)
-        self.aux[name], self.auxiliaries[name] = module, auxiliary
+        self.auxiliaries[name] = auxiliary
         return module
+
+    def add_trained(self, name: str, reference: str, method: str) -> None:
+        """A trained network as the auxiliary model ``name``: the checkpoint ``reference``, or one made by ``method``.
+
+        That one has the architecture and the recipe of the network in training. Raises `InputError` when a
+        checkpoint does not fit the data.
+        """
+        if reference:
+            self.add(name, self.load(reference, name))
+        elif self.resuming:  # its weights come from the checkpoint of the run
+            self.add(name, self.build(name))
+        else:
+            self.add(name, self.train_other(method, {}))
 
     def load(self, reference: str, what: str = "teacher") -> nn.Module:
         """A trained network from a checkpoint or any other model reference, checked to fit the data.

@@ -12,7 +12,6 @@ from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term
 from robustsuite.defenses.losses import ce
 from robustsuite.errors import UsageError
 from robustsuite.registry import register_defense
-from robustsuite.threat import Eps, ThreatModel
 
 
 @register_defense(
@@ -53,7 +52,7 @@ class FastBAT(StepMethod):
         """``adv``, and ``start``: the point z that it is one step away from."""
         x, start = step.x, InnerSpec(steps=0, alpha=self.alpha)
         spec = step.adjust(step, start)
-        ball = ThreatModel(step.threat.norm, Eps.parse(step.threat.radius * spec.eps))
+        ball = step.threat.scaled(spec.eps)
         base = adv = step.maximise(start)
         delta = torch.zeros_like(x)
         for _ in range(self.steps):

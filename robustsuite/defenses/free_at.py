@@ -11,7 +11,7 @@ from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term
 from robustsuite.defenses.losses import ce
 from robustsuite.errors import ContractError, UsageError
 from robustsuite.registry import register_defense
-from robustsuite.threat import Eps, ThreatModel
+from robustsuite.threat import ThreatModel
 
 
 @register_defense(
@@ -67,4 +67,4 @@ class FreeAT(StepMethod):
     def _ball(self, step: Step) -> tuple[ThreatModel, float]:
         """The ball and the step size as the modifiers of an inner maximisation want them."""
         spec = step.adjust(step, InnerSpec("ce", 1, self.alpha, init="zero"))
-        return ThreatModel(step.threat.norm, Eps.parse(step.threat.radius * spec.eps)), spec.alpha
+        return step.threat.scaled(spec.eps), spec.alpha

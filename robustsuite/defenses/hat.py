@@ -44,14 +44,7 @@ class HAT(StepMethod):
     def setup(self, context: Context) -> None:
         """The standard network; not when gamma is 0."""
         if self.gamma:
-            context.add("helper", self._standard(context))
-
-    def _standard(self, context: Context) -> nn.Module:
-        if self.helper:
-            return context.load(self.helper, "helper")
-        if context.resuming:  # its weights come from the checkpoint
-            return context.build("helper")
-        return context.train_other("standard", {})
+            context.add_trained("helper", self.helper, "standard")
 
     def views(self, step: Step) -> Mapping[str, Tensor]:
         """``adv``: maximises the divergence from the clean distribution; ``helper``: beyond it."""

@@ -63,8 +63,7 @@ def beta_share(step: Step, concentration: float) -> float:
 
 def partners(noise: ExampleNoise) -> Tensor:
     """A random permutation int64 ``[B]`` of the batch that pairs the same examples whatever their order."""
-    words = noise.child("mixup").bits(2)
-    drawn = (words[:, 0] << 31 | words[:, 1] >> 1).argsort(stable=True)
+    drawn = noise.child("mixup").order()
     partner = torch.empty_like(drawn)
     partner[noise.ids.argsort(stable=True)] = drawn
     return partner

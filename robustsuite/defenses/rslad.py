@@ -8,7 +8,7 @@ from torch import Tensor
 from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term
 from robustsuite.defenses.context import Context
 from robustsuite.defenses.losses import kl
-from robustsuite.defenses.teacher import add_teacher, taught
+from robustsuite.defenses.teacher import taught
 from robustsuite.errors import UsageError
 from robustsuite.registry import register_defense
 
@@ -37,7 +37,7 @@ class RSLAD(StepMethod):
 
     def setup(self, context: Context) -> None:
         """The teacher."""
-        add_teacher(context, self.teacher)
+        context.add_trained("teacher", self.teacher, "trades")
 
     def views(self, step: Step) -> Mapping[str, Tensor]:
         """``adv``: maximises the divergence from the teacher's answer to the clean image."""

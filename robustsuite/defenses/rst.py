@@ -60,8 +60,7 @@ class RST(TRADES):
 
     def _hide(self, context: Context) -> None:
         """Replace a part of the labels; it is drawn by example, and the labeller is trained on the rest."""
-        words = context.noise.child("rst").at(context.data.ids).bits(2)
-        order = (words[:, 0] << 31 | words[:, 1] >> 1).argsort(stable=True)
+        order = context.noise.child("rst").at(context.data.ids).order()
         hidden, seen = order.split([int(self.share * len(order)), len(order) - int(self.share * len(order))])
         if len(hidden) == 0:
             return

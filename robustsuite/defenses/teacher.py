@@ -2,22 +2,7 @@
 
 from torch import Tensor
 
-from robustsuite.defenses.context import Context
 from robustsuite.defenses.step import Step
-
-
-def add_teacher(context: Context, reference: str) -> None:
-    """The checkpoint ``reference`` as the auxiliary model ``teacher``; without one, a network is trained by TRADES.
-
-    That one has the architecture and the recipe of the student. Raises `InputError` when a checkpoint does not fit the
-    data.
-    """
-    if reference:
-        context.add("teacher", context.load(reference))
-    elif context.resuming:  # its weights come from the checkpoint of the run
-        context.add("teacher", context.build("teacher"))
-    else:
-        context.add("teacher", context.train_other("trades", {}))
 
 
 def taught(step: Step) -> Tensor:

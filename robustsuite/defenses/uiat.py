@@ -11,7 +11,7 @@ from robustsuite.defenses.context import Context
 from robustsuite.defenses.losses import ce, kl
 from robustsuite.errors import UsageError
 from robustsuite.registry import register_defense
-from robustsuite.threat import Eps, ThreatModel
+from robustsuite.threat import ThreatModel
 
 
 @register_defense(
@@ -74,7 +74,7 @@ class UIAT(StepMethod):
 
     def _shared(self, step: Step) -> Tensor:
         """Move the perturbation of every class in the batch, and apply them."""
-        threat = ThreatModel(step.threat.norm, Eps(step.threat.eps.fraction * Eps.parse(self.inverse_eps).fraction))
+        threat = step.threat.scaled(self.inverse_eps)
         delta, speed = step.memory["delta"], step.memory["speed"]
         near = apply(threat, step.x, delta[step.y])
         once = InnerSpec("ce", 1, self.inverse_alpha, eps=self.inverse_alpha, init="zero", descend=True)

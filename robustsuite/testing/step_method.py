@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,10 @@ from robustsuite.defenses.step import InnerSpec, Step, Term, reduce_terms
 from robustsuite.noise import Noise, fork_global
 from robustsuite.registry import ARCHITECTURES
 from robustsuite.testing.finding import Report, expect
+from robustsuite.testing.step_values import NOT_FINITE, valid_labels, valid_terms, valid_views
 from robustsuite.testing.toys import SEED, toy_data
 from robustsuite.testing.watch import Watch
-from robustsuite.threat import Eps, ThreatModel
+from robustsuite.threat import ThreatModel
 from robustsuite.training.inner import maximise
 from robustsuite.training.loop import train
 
@@ -103,12 +103,12 @@ class _Bench:
         self.method.data(step)
         size = len(step.y)
         step.q = self.method.labels(step)
-        _valid_labels(step.q, size, self.data.num_classes)
+        valid_labels(step.q, size, self.data.num_classes)
         views = self.method.views(step)
-        _valid_views(views, size)
+        valid_views(views, size)
         step.views.update({name: view.detach() for name, view in views.items()})
         terms = self.method.terms(step)
-        _valid_terms(terms, size)
+        valid_terms(terms, size)
         scalars = reduce_terms(terms, self.method.weights(step, terms), size)
         return _Played(step, terms, scalars, found)
 
@@ -145,7 +145,7 @@ class _Bench:
             self.play(module, self.rows(), progress).loss.backward()
             grads = {name: p.grad for name, p in module.named_parameters()}
             bad = [n for n, g in grads.items() if g is not None and not bool(torch.isfinite(g).all())]
-            expect(not bad, f"gradients of {', '.join(bad)} are not finite at progress {progress}.", _NOT_FINITE)
+            expect(not bad, f"gradients of {', '.join(bad)} are not finite at progress {progress}.", NOT_FINITE)
             dead = [n for n, g in grads.items() if g is None or not bool(g.any())]
             expect(
                 len(dead) < len(grads),
@@ -166,7 +166,7 @@ class _Bench:
                 if not bounded:
                     continue  # noisy copies and the like may lie anywhere
                 scale = found[0].eps if found else 1.0
-                threat = ThreatModel(step.threat.norm, Eps(step.threat.eps.fraction * Eps.parse(scale).fraction))
+                threat = step.threat.scaled(scale)
                 outside = int((~threat.contains(step.x, view)).sum())
                 far = float(threat.distance(step.x, view).max())
                 expect(
@@ -271,40 +271,3 @@ class _Bench:
             "Check the signs of the terms, and that they know the labels.",
         )
         return f"8 epochs of a toy problem: loss {before:.4g} to {after:.4g}, {right:.0%} right answers"
-
-
-_NOT_FINITE = "Look for logarithms and square roots of zero; log_softmax is safe where softmax().log() is not."
-
-
-def _valid_labels(q: Any, batch: int, classes: int) -> None:
-    good = isinstance(q, Tensor) and tuple(q.shape) == (batch, classes) and q.is_floating_point()
-    got = f"{q.dtype} {list(q.shape)}" if isinstance(q, Tensor) else type(q).__name__
-    remedy = "Return one probability distribution over the classes an example."
-    expect(good, f"labels must be floats [{batch}, {classes}], got {got}.", remedy)
-    sums = bool((q >= 0).all()) and torch.allclose(q.sum(1), torch.ones(batch), atol=1e-4)
-    expect(sums, "rows of labels must be >= 0 and sum to 1.", remedy)
-
-
-def _valid_views(views: Any, batch: int) -> None:
-    mapping = isinstance(views, Mapping)
-    expect(mapping, f"views must be a dict of tensors, got {type(views).__name__}.", 'Return {"adv": x_adv}.')
-    for name, view in views.items():
-        good = isinstance(view, Tensor) and view.ndim >= 1 and view.shape[0] == batch and view.is_floating_point()
-        got = f"{view.dtype} {list(view.shape)}" if isinstance(view, Tensor) else type(view).__name__
-        expect(good, f"the view '{name}' must be floats [{batch}, C, H, W], got {got}.", "One image an example.")
-        expect(bool(torch.isfinite(view).all()), f"the view '{name}' holds NaN or infinity.", _NOT_FINITE)
-
-
-def _valid_terms(terms: Any, batch: int) -> None:
-    good = isinstance(terms, Mapping) and len(terms) > 0 and all(isinstance(t, Term) for t in terms.values())
-    expect(good, f"terms must be a dict of Term, got {terms!r:.80}.", 'Return {"ce": Term(ce(logits, step.q))}.')
-    for name, term in terms.items():
-        shape = tuple(term.values.shape) if isinstance(term.values, Tensor) else type(term.values).__name__
-        scalar = shape == ()
-        expect(
-            shape == (batch,),
-            f"the term '{name}' must hold one value an example, [{batch}], got {'a scalar' if scalar else shape}.",
-            "Do not reduce over the batch (reduction='none'); the loop takes the mean.",
-        )
-        bad = int((~torch.isfinite(term.values)).sum())
-        expect(bad == 0, f"the term '{name}' is NaN or infinite on {bad} of {batch} examples.", _NOT_FINITE)

@@ -24,10 +24,10 @@ def maximise(step: Step, spec: InnerSpec, x: Tensor, q: Tensor) -> Tensor:
     Only the input is differentiated: parameters keep their ``.grad``, and in ``eval`` and ``train_frozen`` mode
     every buffer too. The start is keyed by seed, step, example and ``spec.draw``.
     """
-    threat = scaled(step.threat, spec.eps)
+    threat = step.threat.scaled(spec.eps)
     alpha = spec.alpha * step.threat.radius * (-1 if spec.descend else 1)
     room = threat if spec.project else ThreatModel("Linf", Eps.parse("1"))
-    delta = room.project(x, start(spec, x, scaled(step.threat, spec.eps * spec.init_eps), step.noise.child("inner")))
+    delta = room.project(x, start(spec, x, step.threat.scaled(spec.eps * spec.init_eps), step.noise.child("inner")))
     label = q.argmax(1)
     kappa = torch.zeros_like(label)
     left = torch.full_like(label, spec.patience if spec.patience is not None else spec.steps)
@@ -55,11 +55,6 @@ def maximise(step: Step, spec: InnerSpec, x: Tensor, q: Tensor) -> Tensor:
     if spec.count:
         step.trace["kappa"] = kappa
     return (x + delta).clamp(0, 1)
-
-
-def scaled(threat: ThreatModel, factor: float) -> ThreatModel:
-    """The same norm with ``factor`` times eps."""
-    return threat if factor == 1 else ThreatModel(threat.norm, Eps(threat.eps.fraction * Eps.parse(factor).fraction))
 
 
 def start(spec: InnerSpec, x: Tensor, threat: ThreatModel, noise: ExampleNoise) -> Tensor:

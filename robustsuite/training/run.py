@@ -28,8 +28,7 @@ from robustsuite.training.trained import DivergedError, Epoch, Trained
 from robustsuite.training.validation import Scores, scores
 
 Progress = Callable[[int, int, dict[str, Any]], None]
-CHECK_EVERY = {"cpu": 1}  # steps between looks at the loss: on an accelerator each look makes the host wait
-CHECK_EVERY_ELSEWHERE = 16
+CHECK_EVERY = 16  # steps between looks at the loss on an accelerator, where each look makes the host wait
 LEAST = 8  # examples in a batch
 
 
@@ -39,9 +38,7 @@ def shuffled(ids: Tensor, epoch: int, batch_size: int, seed: int) -> list[Tensor
     A last batch of less than `LEAST` joins the one before it: batch norm cannot normalise a single example, nor can
     several processes share one.
     """
-    keys = Noise(seed, "train/shuffle").at(ids).bits(2, draw=epoch)
-    order = (keys[:, 0] << 31 | keys[:, 1] >> 1).argsort(stable=True)
-    batches = list(order.split(batch_size))
+    batches = list(Noise(seed, "train/shuffle").at(ids).order(epoch).split(batch_size))
     if len(batches) > 1 and len(batches[-1]) < min(LEAST, batch_size):
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
@@ -83,9 +80,9 @@ class Run:
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Positions of an epoch's batches, each as often as the method replays it."""
-        for rows in shuffled(self.data.ids, epoch, self.settings.batch_size, self.settings.seed):
+        for rows in self.context.batches(epoch):
             for _ in range(self.method.replays):
-                yield rows.to(self.device)
+                yield rows
 
     def fit(self) -> None:
         """All epochs that are left; leaves history, best and last weights in `trained`."""
@@ -114,8 +111,8 @@ class Run:
 
     def _train_mode(self) -> None:
         self.module.train()
-        for name, auxiliary in self.context.auxiliaries.items():
-            self.context.aux[name].train(auxiliary.trained)
+        for auxiliary in self.context.auxiliaries.values():
+            auxiliary.module.train(auxiliary.trained)
 
     def step(self, rows: Tensor) -> None:
         """One optimiser step on the examples at ``rows``: data, labels, views, closure, update, post_step."""
@@ -193,7 +190,7 @@ class Run:
         return scalars
 
     def _quiet(self, step: Step) -> Tensor:
-        trained = [self.context.aux[name] for name, how in self.context.auxiliaries.items() if how.trained]
+        trained = [auxiliary.module for auxiliary in self.context.auxiliaries.values() if auxiliary.trained]
         with ExitStack() as stack:
             for module in (self.module, *trained):
                 stack.enter_context(mode(module, "train_frozen"))
@@ -221,7 +218,7 @@ class Run:
         if self.launch.world > 1:
             (values,) = step.reduce([values])
         self._unchecked.append((size, list(scalars), values, step.noise.ids))
-        if len(self._unchecked) >= CHECK_EVERY.get(self.device.type, CHECK_EVERY_ELSEWHERE):
+        if self.device.type == "cpu" or len(self._unchecked) >= CHECK_EVERY:
             self._check()
 
     def _check(self) -> None:

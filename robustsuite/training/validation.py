@@ -33,8 +33,7 @@ def hold_out(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset | No
         return data, None
     if not 0 < size < len(data):
         raise UsageError(f"cannot hold out {size} of {len(data)} examples; choose 0 to {len(data) - 1}.")
-    keys = Noise(seed, "train/hold-out").at(data.ids).bits(2)
-    order = (keys[:, 0] << 31 | keys[:, 1] >> 1).argsort(stable=True)
+    order = Noise(seed, "train/hold-out").at(data.ids).order()
     held, kept = order[:size].sort().values, order[size:].sort().values
     return data.take(kept, f"{data.subset} but {size} held out"), data.take(held, f"{size} held out of {data.subset}")
 
