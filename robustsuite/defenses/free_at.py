@@ -18,7 +18,7 @@ from robustsuite.threat import ThreatModel
     "free_at",
     kind="step",
     paper="Shafahi et al. 2019, arXiv:1904.12843, alg. 1",
-    cost="1 pass",
+    cost="replays passes",
     defaults={"cifar10": {"replays": 8}},
 )
 @dataclass(frozen=True)
