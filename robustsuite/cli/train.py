@@ -74,7 +74,7 @@ def train(
     from robustsuite.threat import ThreatModel
     from robustsuite.training.checkpoint import save_trained
     from robustsuite.training.loop import train as fit
-    from robustsuite.training.method import make_composed
+    from robustsuite.training.method import make_trainable
     from robustsuite.training.store import Store
     from robustsuite.training.trained import DivergedError
 
@@ -83,7 +83,7 @@ def train(
     model = ThreatModel.parse(threat or DIGITS_THREAT)
     load_plugins(plugin)
     names = [name.strip() for name in modifiers.split(",") if name.strip()]
-    defense = make_composed(method, names, values.pairs("-D", defense_param), defaults)
+    defense = make_trainable(method, names, values.pairs("-D", defense_param), defaults)
     if plot:
         _can_plot()
     examples = _training_data(data, split, subset)
@@ -131,7 +131,7 @@ def train(
             "plot": picture,
             "best_epoch": trained.best,
             "seconds": round(trained.seconds, 3),
-            "passes": {"forward": trained.forward, "backward": trained.backward},
+            "passes": trained.passes,
             "robust_overfitting": trained.overfitting,
             "collapsed_at": trained.collapsed_at,
             "history": [epoch.row() for epoch in trained.history],

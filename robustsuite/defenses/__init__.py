@@ -3,13 +3,16 @@
 from robustsuite.defenses.base import FitMethod, StepMethod, WrapMethod
 from robustsuite.defenses.context import Context
 from robustsuite.defenses.losses import ce, kl
+from robustsuite.defenses.services import Fitted, Services
 from robustsuite.defenses.step import InnerSpec, Step, Term, reduce_terms
 from robustsuite.registry import register_defense
 
 __all__ = [
     "Context",
     "FitMethod",
+    "Fitted",
     "InnerSpec",
+    "Services",
     "Step",
     "StepMethod",
     "Term",

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustsuite.defenses.context import Context
+from robustsuite.defenses.services import Result, Services
 from robustsuite.defenses.step import InnerSpec, Step, Term
 from robustsuite.models.classifier import Classifier
 from robustsuite.threat import Norm
@@ -106,11 +107,16 @@ class StepMethod:
 
 
 class FitMethod(ABC):
-    """A training-time defense that owns its whole loop."""
+    """A training-time defense that owns its whole loop, as a frozen dataclass of hyper-parameters."""
+
+    select: ClassVar[Literal["robust", "clean", "last"]] = "robust"
+    """What the epoch is selected by, on examples held out of the training data."""
+    norms: ClassVar[tuple[Norm, ...]] = ("Linf", "L2", "L1")
+    """The threat models' norms that the method is made for."""
 
     @abstractmethod
-    def fit(self, services: Any) -> nn.Module:
-        """The trained module; ``services`` are those of the training loop (data, inner maximisation, validation)."""
+    def fit(self, services: Services) -> Result:
+        """The trained module, or a `Fitted`; it counts as one more epoch if it is not what was reported last."""
 
 
 class WrapMethod(ABC):

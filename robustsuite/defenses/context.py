@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustsuite.data.dataset import Dataset
 from robustsuite.errors import ContractError, InputError
+from robustsuite.models.classifier import Passes
 from robustsuite.noise import Noise
 from robustsuite.threat import ThreatModel
 
@@ -27,15 +28,14 @@ class Auxiliary:
     weight_decay: float | None = None
 
 
-@dataclass
-class Context:
-    """One training as its method sees it in `setup` and `epoch_end`; the loop makes it.
+@dataclass(kw_only=True)
+class Training:
+    """What every method may ask of the training that it is part of; the loop makes it.
 
-    `data` are the examples that are trained on. `done` of `total` optimiser steps are taken, `epoch` of `epochs` ended
-    (0 in setup). `aux` and the memories are in every checkpoint of the run; while one is `resuming`, what setup builds
-    is overwritten from it. `build` makes an untrained network (of the trained one's architecture by default), `load`
-    takes a checkpoint, ``train_other(name, params, on=data)`` trains a network of the same architecture with another
-    method and the same recipe.
+    `data` are the examples that are trained on. `build` makes an untrained network of the trained one's architecture,
+    `load` takes a checkpoint, ``train_other(name, params, on=data)`` trains a network of the same architecture with
+    another method and the same recipe. `passes` are those that the training has made so far, `before` those of networks
+    that were trained for it.
     """
 
     module: nn.Module
@@ -44,11 +44,54 @@ class Context:
     num_classes: int
     input_shape: tuple[int, ...]
     epochs: int
-    total: int
     noise: Noise
     device: torch.device
     build: Callable[[str], nn.Module]
     train_other: Callable[..., nn.Module]
+    passes: Passes = field(default_factory=Passes)
+    before: Passes = field(default_factory=Passes)
+
+    def forward(self, x: Tensor, module: nn.Module) -> Tensor:
+        """What ``module`` answers to ``x``, in the mode that it is in, without a graph; the passes are counted."""
+        self.passes.forward += x.shape[0]
+        with torch.no_grad():
+            return module(x.to(self.device))
+
+    def load(self, reference: str, what: str = "teacher") -> nn.Module:
+        """A trained network from a checkpoint or any other model reference, checked to fit the data.
+
+        Raises `InputError` when it has other classes or another input shape.
+        """
+        from robustsuite.models.reference import ModelSpec, load_model
+
+        spec = ModelSpec(reference)
+        try:
+            model = load_model(
+                spec, input_shape=self.input_shape, num_classes=self.num_classes, device=self.device
+            ).classifier
+        except (InputError, ContractError) as error:
+            raise InputError(
+                f"the {what} {reference} cannot be used for images {list(self.input_shape)} of {self.num_classes} "
+                f"classes: {error}"
+            ) from error
+        if model.num_classes != self.num_classes:
+            raise InputError(
+                f"the {what} {reference} knows {model.num_classes} classes, the training data has {self.num_classes}; "
+                f"give a {what} that was trained on this kind of data."
+            )
+        return model.module
+
+
+@dataclass(kw_only=True)
+class Context(Training):
+    """One training as a step method sees it in `setup` and `epoch_end`.
+
+    `done` of `total` optimiser steps are taken, `epoch` of `epochs` ended (0 in setup). `aux` and the memories are in
+    every checkpoint of the run; while one is `resuming`, what setup builds is overwritten from it. `batches` gives the
+    positions of an epoch's batches in `data`.
+    """
+
+    total: int
     batches: Callable[[int], Iterator[Tensor]]
     done: int = 0
     epoch: int = 0
@@ -91,27 +134,3 @@ class Context:
             self.add(name, self.build(name))
         else:
             self.add(name, self.train_other(method, {}))
-
-    def load(self, reference: str, what: str = "teacher") -> nn.Module:
-        """A trained network from a checkpoint or any other model reference, checked to fit the data.
-
-        Raises `InputError` when it has other classes or another input shape.
-        """
-        from robustsuite.models.reference import ModelSpec, load_model
-
-        spec = ModelSpec(reference)
-        try:
-            model = load_model(
-                spec, input_shape=self.input_shape, num_classes=self.num_classes, device=self.device
-            ).classifier
-        except (InputError, ContractError) as error:
-            raise InputError(
-                f"the {what} {reference} cannot be used for images {list(self.input_shape)} of {self.num_classes} "
-                f"classes: {error}"
-            ) from error
-        if model.num_classes != self.num_classes:
-            raise InputError(
-                f"the {what} {reference} knows {model.num_classes} classes, the training data has {self.num_classes}; "
-                f"give a {what} that was trained on this kind of data."
-            )
-        return model.module

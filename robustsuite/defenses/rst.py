@@ -53,7 +53,7 @@ class RST(TRADES):
             data = load_extra(context, self.unlabelled, self.split, labelled=False)
             guesses = torch.zeros_like(data.y)
             if not context.resuming:
-                guesses = answers(self._labeller(context), data.x, context.device)
+                guesses = answers(context, self._labeller(context), data.x)
             context.add("extra", Extra(data.x, guesses))
         elif not context.resuming:
             self._hide(context)
@@ -67,7 +67,7 @@ class RST(TRADES):
         hidden = hidden[context.data.ids[hidden].argsort()]
         labeller = self._labeller(context, seen.sort().values)
         context.memory["ids"] = context.data.ids[hidden].to(context.device)
-        context.memory["guesses"] = answers(labeller, context.data.x[hidden], context.device).to(context.device)
+        context.memory["guesses"] = answers(context, labeller, context.data.x[hidden]).to(context.device)
 
     def _labeller(self, context: Context, rows: Tensor | None = None) -> nn.Module:
         if self.labeller:
@@ -96,8 +96,7 @@ class RST(TRADES):
         step.rebatch(y=y, q=q.where(hidden.view(-1, 1), step.q))
 
 
-@torch.no_grad()
-def answers(module: nn.Module, x: Tensor, device: torch.device) -> Tensor:
+def answers(context: Context, module: nn.Module, x: Tensor) -> Tensor:
     """The classes int64 ``[N]``, on the CPU, that a network names for images."""
     module.eval()
-    return torch.cat([module(part.to(device)).argmax(1).cpu() for part in x.split(CHUNK)])
+    return torch.cat([context.forward(part, module).argmax(1).cpu() for part in x.split(CHUNK)])

@@ -169,7 +169,10 @@ class Step:
         """The worst view of ``x`` (this batch's images) that ``spec`` finds within the threat model, detached."""
         labels = self.q if self.q_attack is None else self.q_attack
         spec = self.adjust(self, spec)
-        return self.inner(self, spec, self.x if x is None else x, labels if q is None else q).detach()
+        graphed = self.graphed  # what is differentiated there is no part of the loss's graph
+        found = self.inner(self, spec, self.x if x is None else x, labels if q is None else q).detach()
+        self.graphed = graphed
+        return found
 
     def gradients(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor]:
         """Gradients of ``loss`` for every parameter of the module (zeros where it has none), over all processes."""

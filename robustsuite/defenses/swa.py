@@ -70,9 +70,8 @@ def renormalise(module: nn.Module, context: Context) -> None:
         part.reset_running_stats()
         part.momentum = None
         part.train()
-    with torch.no_grad():
-        for rows in context.batches(context.epoch):
-            module(context.data.x[rows.cpu()].to(context.device))
+    for rows in context.batches(context.epoch):
+        context.forward(context.data.x[rows.cpu()], module)
     for part, momentum in zip(norms, usual, strict=True):
         part.momentum = momentum
     module.eval()

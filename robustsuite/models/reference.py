@@ -14,7 +14,7 @@ from robustsuite.models.checkpoint import SUFFIXES, StateFile, read_state, weigh
 from robustsuite.models.classifier import Classifier, Facts, Passes
 from robustsuite.models.loading import load_into
 from robustsuite.models.normalize import LogProbabilities, with_normalization
-from robustsuite.models.sidecar import Sidecar, check_weights, find_sidecar, sidecar_path
+from robustsuite.models.sidecar import Sidecar, check_weights, find_sidecar, placed, sidecar_path, trained_with
 from robustsuite.registry import ARCHITECTURES
 from robustsuite.results.schema import ModelPart
 
@@ -240,7 +240,7 @@ def _part(
     spec: ModelSpec, plan: _Plan, net: nn.Module, weights: Path | None, file: StateFile | None, sidecar: Sidecar | None
 ) -> ModelPart:
     defense = sidecar.defense if sidecar else None
-    named = (defense or {}).get("name") or (defense or {}).get("method")
+    named = trained_with(defense or {})
     return ModelPart(
         name=str(named or (weights.stem if weights else plan.arch.rpartition(":")[2].partition("@")[0])),
         reference=str(weights) if spec.weights and weights else spec.reference,
@@ -251,7 +251,7 @@ def _part(
         n_params=sum(p.numel() for p in net.parameters()),
         normalization={"mean": list(plan.mean), "std": list(plan.std)} if plan.mean and plan.std else None,
         output=plan.output,
-        wrap=sidecar.wrap if sidecar else None,
+        wrap=placed(sidecar.wrap, weights.parent) if sidecar and weights else None,
         defense=defense,
         randomized=spec.randomized or bool(sidecar and sidecar.randomized),
         trust_pickle=file.unpickled if file else spec.trust_pickle and robustbench.is_zoo(plan.arch),

@@ -41,7 +41,10 @@ class Sidecar(BaseModel):
     output: Literal["logits", "probabilities"] = "logits"
     randomized: bool = False
     wrap: dict[str, Any] | None = None
-    """The inference-time defense to put around it: ``name`` and its parameters. Carried here, applied elsewhere."""
+    """The inference-time defense to put around it: ``name`` and its parameters. Carried here, applied elsewhere.
+
+    Values that begin with ``./`` or ``../`` are paths, relative to the sidecar's folder (see `placed`).
+    """
     defense: dict[str, Any] | None = None
     """How it was trained: ``name``, parameters, seed, data fingerprint, ..."""
 
@@ -55,16 +58,49 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], sidecar: Side
     path = Path(path)
     if path.suffix != ".safetensors":
         path = path.with_name(f"{path.name}.safetensors")
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    tensors = _on_cpu(state)
     sidecar = sidecar.model_copy(update={"weights_sha256": weights_sha256(tensors)})
     text = yaml.safe_dump(sidecar.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    _write(path, {path: save(tensors), sidecar_path(path): text.encode()})
+    return path
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> Path:
+    """Write the weights alone, for a part that a sidecar elsewhere speaks of; raises as `save_checkpoint`."""
+    _write(path, {path: save(_on_cpu(state))})
+    return path
+
+
+def placed(value: Any, folder: Path) -> Any:
+    """``value`` with the paths in it that begin with ``./`` or ``../`` taken from ``folder``."""
+    if isinstance(value, str):
+        return os.path.normpath(folder / value) if value.startswith(("./", "../")) else value
+    if isinstance(value, dict):
+        return {key: placed(item, folder) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [placed(item, folder) for item in value]
+    return value
+
+
+def beside(path: str, folder: Path) -> str:
+    """``path`` as `placed` finds it again from ``folder``; what is no file or folder stays as it is."""
+    if not path or not Path(path).exists():
+        return path
+    relative = Path(os.path.relpath(path, folder)).as_posix()
+    return relative if relative.startswith("../") else f"./{relative}"
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def _write(path: Path, files: Mapping[Path, bytes]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, save(tensors))
-        _replace(sidecar_path(path), text.encode())
+        for file, content in files.items():
+            _replace(file, content)
     except OSError as error:
         raise PrerequisiteError(f"cannot write the checkpoint {path}: {error.strerror or error}.") from error
-    return path
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -126,3 +162,10 @@ def check_weights(sidecar: Sidecar, state: Mapping[str, Tensor], path: Path) -> 
             f"one of the two files was replaced. Restore the pair, or remove {sidecar_path(path).name} and name the "
             "architecture yourself."
         )
+
+
+def trained_with(defense: dict[str, Any]) -> str:
+    """``trades+awp+ema``: the base and its modifiers; empty where the sidecar names none."""
+    base = defense.get("name") or defense.get("method") or ""
+    parts = modifiers if base and isinstance(modifiers := defense.get("modifiers"), list) else []
+    return "+".join([str(base), *(str(part.get("name")) for part in parts if isinstance(part, dict))])

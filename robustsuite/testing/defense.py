@@ -1,4 +1,4 @@
-"""The contract of a defense: step methods in training, wraps as models."""
+"""The contract of a defense: step methods slot by slot, fit methods through a training, wraps as models."""
 
 import dataclasses
 import re
@@ -24,6 +24,7 @@ from robustsuite.testing.finding import (
     expect,
     quick_params,
 )
+from robustsuite.testing.fit_method import check_fit_method
 from robustsuite.testing.step_method import check_step_method
 from robustsuite.testing.toys import SEED, linear_case
 from robustsuite.testing.watch import Watch
@@ -37,7 +38,7 @@ WORDS = {"eps", "alpha", "steps", "restarts", "sigma", "n", "n0", "failure_proba
 def check_defense(plugin: Any, params: Mapping[str, Any] = {}) -> list[Finding]:
     """Findings on a defense: a registered `Entry`, or its class.
 
-    A modifier is played on its paper's base. Of a fit method only the form is checked.
+    A modifier is played on its paper's base.
     """
     entry = as_entry(plugin, DEFENSES)
     report = Report(entry.target)
@@ -55,6 +56,8 @@ def check_defense(plugin: Any, params: Mapping[str, Any] = {}) -> list[Finding]:
     if isinstance(method, StepMethod):
         whole = ((method.base, make_method(method.base)),) if entry.facts["kind"] == "modifier" else ()
         check_step_method(report, compose(*whole, (entry.name, method)))
+    elif isinstance(method, FitMethod):
+        check_fit_method(report, method)
     elif isinstance(method, WrapMethod):
         report.check("wrap", _wrap, method)
     return report.findings

@@ -2,7 +2,7 @@
 
 from robustsuite.training.checkpoint import save_trained, sidecar_of
 from robustsuite.training.loop import train
-from robustsuite.training.method import make_composed, make_method
+from robustsuite.training.method import make_composed, make_method, make_trainable
 from robustsuite.training.settings import Settings
 from robustsuite.training.trained import DivergedError, Epoch, Trained
 
@@ -13,6 +13,7 @@ __all__ = [
     "Trained",
     "make_composed",
     "make_method",
+    "make_trainable",
     "save_trained",
     "sidecar_of",
     "train",

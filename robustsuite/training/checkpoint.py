@@ -1,11 +1,16 @@
 """A training written to disk: weights, and the sidecar that says how to load them and where they come from."""
 
+import dataclasses
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from robustsuite.models.sidecar import Sidecar, save_checkpoint
-from robustsuite.training.trained import Trained
+from robustsuite.defenses.services import Fitted
+from robustsuite.models.checkpoint import read_state
+from robustsuite.models.companion import pin
+from robustsuite.models.sidecar import Sidecar, beside, find_sidecar, save_checkpoint, save_weights
+from robustsuite.registry import DEFENSES
+from robustsuite.training.trained import State, Trained
 
 Which = Literal["best", "last"]
 
@@ -13,10 +18,47 @@ Which = Literal["best", "last"]
 def save_trained(trained: Trained, path: str | Path, which: Which = "best") -> Path:
     """Write the ``best`` (selected) or ``last`` epoch's weights as safetensors with a sidecar; return the former.
 
+    Of a `Fitted` they are those of its network; its other parts lie beside them, as ``PATH.PARAMETER.safetensors``.
     Raises `PrerequisiteError` when the files cannot be written.
     """
     state = trained.best_state if which == "best" else trained.last_state
-    return save_checkpoint(path, state, sidecar_of(trained, which))
+    sidecar = sidecar_of(trained, which)
+    if trained.fitted is None:
+        return save_checkpoint(path, state, sidecar)
+    fitted, path = trained.fitted, Path(path)
+    wrap = _with_files(fitted, state, sidecar, path.with_name(path.name.removesuffix(".safetensors")))
+    network = _under(fitted.network, state)
+    if fitted.source:
+        source = find_sidecar(fitted.source)
+        network = read_state(fitted.source).state
+        if source is not None:
+            defense = (sidecar.defense or {}) | {"network": source.defense}
+            sidecar = source.model_copy(update={"defense": defense})
+    return save_checkpoint(path, network, sidecar.model_copy(update={"wrap": wrap}))
+
+
+def _with_files(fitted: Fitted, state: State, own: Sidecar, stem: Path) -> dict[str, Any]:
+    """Write the parts that the wrap names; its parameters, with their paths and hashes filled in."""
+    wrap, folder = dict(fitted.wrap), stem.parent
+    for parameter, part in fitted.files.items():
+        file = stem.with_name(f"{stem.name}.{parameter}.safetensors")
+        if parameter in fitted.networks:
+            save_checkpoint(file, _under(part, state), own.model_copy(update={"defense": None}))
+        else:
+            save_weights(file, _under(part, state))
+        wrap[parameter] = str(file)
+    known = {field.name for field in dataclasses.fields(DEFENSES.get(wrap["name"]).target)}
+    for parameter in (*fitted.files, *fitted.paths):
+        if f"{parameter}_sha256" in known:
+            wrap[f"{parameter}_sha256"] = pin(wrap[parameter])
+        wrap[parameter] = beside(wrap[parameter], folder)
+    return wrap
+
+
+def _under(part: str, state: State) -> State:
+    """The weights of the submodule ``part``."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def sidecar_of(trained: Trained, which: Which = "best") -> Sidecar:
@@ -33,7 +75,7 @@ def sidecar_of(trained: Trained, which: Which = "best") -> Sidecar:
         "data": trained.data,
         "epoch": trained.best if which == "best" else len(trained.history),
         "held_out": {name: _held_out(trained, number) for name, number in _reported(trained).items()},
-        "passes": {"forward": trained.forward, "backward": trained.backward},
+        "passes": trained.passes,
     }
     shape = trained.input_shape
     return Sidecar(

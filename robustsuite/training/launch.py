@@ -73,6 +73,12 @@ class Launch:
         pieces = flat.split([tensor.numel() for tensor in tensors])
         return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
+    def total(self, *counts: int) -> list[int]:
+        """The sum over the processes of each count."""
+        if self.world == 1:
+            return list(counts)
+        return self.fabric.all_reduce(torch.tensor(counts, device=self.device), reduce_op="sum").tolist()
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.world > 1:

@@ -52,6 +52,15 @@ def _groups(settings: "Settings", module: nn.Module, scale: float, decay: float)
     return [group for group in found if group["params"]]
 
 
+def descend(optimizer: Optimizer, settings: "Settings", progress: float) -> None:
+    """One step along the gradients that are there, clipped, at the schedule's rate for this ``progress`` in [0,1]."""
+    if settings.clip:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], settings.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.lr * group["scale"] * schedule_factor(settings.schedule)(progress)
+    optimizer.step()
+
+
 def one_cycle(progress: float) -> float:
     """Linear rise over the first quarter, then a cosine to 0; never exactly 0 on the first step."""
     if progress < WARM_SHARE:

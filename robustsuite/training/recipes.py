@@ -6,8 +6,8 @@ from typing import Any
 from robustsuite.data.dataset import Dataset
 from robustsuite.threat import ThreatModel
 from robustsuite.training.loop import train
+from robustsuite.training.losses import Progress
 from robustsuite.training.method import make_method
-from robustsuite.training.run import Progress
 from robustsuite.training.trained import Trained
 
 

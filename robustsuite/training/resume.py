@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from robustsuite.training.book import Book
+from robustsuite.training.losses import Losses
 from robustsuite.training.trained import Epoch
 
 if TYPE_CHECKING:
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
 def state_of(run: Run) -> dict[str, Any]:
     """What ``run`` needs to go on bit by bit: tensors, numbers, strings and containers of them, nothing else."""
-    trained = run.trained
     return {
         "module": run.module.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -24,12 +25,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "done": run.done,
         "epoch": run.epoch,
         "position": run.position,
-        "sums": run.sums,
-        "passes": [run.passes.forward, run.passes.backward],
-        "history": [epoch.row() for epoch in trained.history],
-        "best": trained.best,
-        "best_state": trained.best_state,
-        "last_state": trained.last_state,
+        **booked(run.book, run.losses),
     }
 
 
@@ -40,22 +36,43 @@ def resume(run: Run, state: dict[str, Any]) -> None:
     for name, tensors in state["aux"].items():
         run.context.aux[name].load_state_dict(tensors)
     run.context.memories.clear()
-    run.context.memories.update(_moved(state["memories"], run.device))
+    run.context.memories.update(moved(state["memories"], run.launch.device))
     run.done, run.epoch, run.position = state["done"], state["epoch"], state["position"]
-    run.sums = dict(state["sums"])
-    run.passes.forward, run.passes.backward = state["passes"]
-    trained = run.trained
+    rebook(run.book, run.losses, state)
+
+
+def booked(book: Book, losses: Losses) -> dict[str, Any]:
+    """The epochs so far, the terms of the one that has begun, and the passes."""
+    trained, training = book.trained, book.training
+    return {
+        "sums": losses.sums,
+        "passes": [training.passes.forward, training.passes.backward],
+        "before": [training.before.forward, training.before.backward],
+        "history": [epoch.row() for epoch in trained.history],
+        "best": trained.best,
+        "best_state": trained.best_state,
+        "last_state": trained.last_state,
+    }
+
+
+def rebook(book: Book, losses: Losses, state: dict[str, Any]) -> None:
+    """Put what `booked` gave back."""
+    trained, training, device = book.trained, book.training, book.launch.device
+    losses.sums = dict(state["sums"])
+    training.passes.forward, training.passes.backward = state["passes"]
+    training.before.forward, training.before.backward = state["before"]
     trained.history = [Epoch(**row) for row in state["history"]]
     trained.best = state["best"]
-    trained.best_state = _moved(state["best_state"], run.device)
-    trained.last_state = _moved(state["last_state"], run.device)
+    trained.best_state = moved(state["best_state"], device)
+    trained.last_state = moved(state["last_state"], device)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
+    """``value`` with every tensor in it on ``device``."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
+        return {key: moved(item, device) for key, item in value.items()}
     if isinstance(value, list):
-        return [_moved(item, device) for item in value]
+        return [moved(item, device) for item in value]
     return value

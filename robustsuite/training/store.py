@@ -12,6 +12,7 @@ from robustsuite.errors import InputError, PrerequisiteError
 
 SUFFIX = ".training.pt"
 EVERY = 60.0  # seconds
+_VERSION = 2  # of what a state consists of
 
 
 class Store:
@@ -23,7 +24,7 @@ class Store:
     def __init__(self, path: str | Path, request: dict[str, Any], every: float = EVERY) -> None:
         path, self.every, self.last = Path(path), every, time.monotonic()
         self.path = path.with_name(path.name.removesuffix(".safetensors") + SUFFIX)
-        self.request = json.dumps(request, sort_keys=True)
+        self.request = json.dumps(request | {"state": _VERSION}, sort_keys=True)
 
     def due(self) -> bool:
         """Whether so much time has passed since the last save that a kill would cost more than another."""

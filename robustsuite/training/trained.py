@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robustsuite.defenses.services import Fitted
 from robustsuite.errors import RobustsuiteError
 
 State = dict[str, Tensor]
@@ -43,8 +44,9 @@ class Trained:
     """A trained module in eval mode, with the weights of the selected epoch, and how it came about.
 
     `settings` are those of the loop, `params` those of the base defense, and `modifiers` hold a name and params each:
-    with seed, data and threat they repeat the
-    training bit for bit on one machine. `best` is the selected epoch's number, `last_state` the final weights.
+    with seed, data and threat they repeat the training bit for bit on one machine. `best` is the selected epoch's
+    number, `last_state` the final weights. Passes are those of the training, and `before` it those of networks that
+    were trained for it. `fitted`: what `module` consists of, where it is more than the network.
     """
 
     module: nn.Module
@@ -64,8 +66,18 @@ class Trained:
     last_state: State = field(default_factory=dict)
     forward: int = 0
     backward: int = 0
+    forward_before: int = 0
+    backward_before: int = 0
+    fitted: Fitted | None = None
     seconds: float = 0.0
     rank: int = 0
+
+    @property
+    def passes(self) -> dict[str, Any]:
+        """Example-passes of the training, and ``before`` it, where networks were trained for it."""
+        own = {"forward": self.forward, "backward": self.backward}
+        before = {"forward": self.forward_before, "backward": self.backward_before}
+        return own | ({"before": before} if any(before.values()) else {})
 
     @property
     def overfitting(self) -> float | None:

@@ -63,6 +63,60 @@ def test_combinations_and_settings_that_cannot_be_are_refused(run):
         assert reason in " ".join(result.stderr.split())
 
 
+def test_a_fit_method_from_a_plugin_file_trains_and_is_evaluated(run, tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "my_fit.py"
+    base = ("train", "my_fit", "--plugin", example, "--data", "digits", "--subset", "first:640", "--arch", "mlp", "-M",
+            "hidden=32", "-D", "alpha=1", "--epochs", "6", "--batch-size", "32", "--lr", "0.1", "--seed", "4",
+            "-S", "validation=40", "--threat", "Linf:0.05", "--keep-last")  # fmt: skip
+    result = run(*base, "-o", "m", "--json")
+    assert result.exit_code == 0, result.output
+    assert "my_fit: epoch 6 of 6, loss " in result.stderr
+    body = result.document
+    assert (len(body["history"]), body["passes"]) == (6, {"forward": 7200, "backward": 7200})
+    assert all(epoch["fgsm_accuracy"] is not None for epoch in body["history"])
+    assert (tmp_path / "m.epochs.csv").read_text().startswith("epoch,term_ce_adv,clean_accuracy,robust_accuracy")
+    told = yaml.safe_load((tmp_path / "m.yaml").read_text())["defense"]
+    assert (told["name"], told["params"], told["settings"]["seed"]) == ("my_fit", {"alpha": 1}, 4)
+    assert not (tmp_path / "m.training.pt").exists()
+    evaluated = run("eval", "m.safetensors", "--data", "digits", "--threat", "Linf:0.1", "--subset", "first:40",
+                    "--tier", "smoke", "--threads", "1", "--json")  # fmt: skip
+    assert evaluated.exit_code == 0, evaluated.output
+    clean = {m["name"]: m["value"] for m in evaluated.document["metrics"]}["clean_accuracy"]
+    assert clean > 0.6
+    shown = run("show", "my_fit", "--plugin", example).stdout
+    assert "alpha (float) = 1.25" in shown
+    refused = run(*base, "--with", "ema", "-o", "n")
+    assert refused.exit_code == 2
+    assert "my_fit is a fit method, which owns its loop" in " ".join(refused.stderr.split())
+
+
+def test_a_mixing_network_is_trained_and_evaluated_as_the_mixture(run, tmp_path):
+    few = ("--data", "digits", "--subset", "first:300", "--epochs", "1", "--batch-size", "50", "-M", "width=4")
+    for name, out in (("standard", "nets/accurate"), ("fgsm_rs", "nets/robust")):
+        assert run("train", name, *few, "-o", out).exit_code == 0
+    base = ("train", "adaptive_smoothing_head", "-D", "standard=nets/accurate.safetensors", "-D", "steps=2", "-D",
+            "width=4", *few)  # fmt: skip
+    result = run(*base, "-D", "robust=nets/robust.safetensors", "-o", "out/net", "--json")
+    assert result.exit_code == 0, result.output
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    evaluated = run("eval", "elsewhere/net.safetensors", "--data", "digits", "--threat", "Linf:0.1", "--subset",
+                    "first:16", "--tier", "smoke", "--threads", "1", "--json")  # fmt: skip
+    assert evaluated.exit_code == 0, evaluated.output
+    model = json.loads(Path(evaluated.document["record"]).read_text())["request"]["model"]
+    assert model["wrap"]["name"] == "adaptive_smoothing"
+    assert model["wrap"]["head"] == "elsewhere/net.head.safetensors"
+    assert model["wrap"]["standard"] == "nets/accurate.safetensors"
+    assert model["defense"]["network"]["name"] == "fgsm_rs"
+    assert run("verify", evaluated.document["run_dir"]).exit_code == 0
+    refused = run(*base, "-D", "robust=elsewhere/net.safetensors", "-o", "again")
+    assert refused.exit_code == 3
+    assert "has a defense around it; a plain one is needed" in " ".join(refused.stderr.split())
+    (tmp_path / "elsewhere" / "net.head.safetensors").unlink()
+    gone = run("eval", "elsewhere/net.safetensors", "--data", "digits", "--threat", "Linf:0.1", "--tier", "smoke")
+    assert gone.exit_code == 3
+    assert "elsewhere/net.head.safetensors" in " ".join(gone.stderr.split())
+
+
 def test_show_lists_published_values(run):
     text = run("show", "trades").stdout
     assert "published for mnist: beta=1, steps=40" in text

@@ -59,7 +59,7 @@ def test_a_checkpoint_with_a_sidecar_in_all_its_spellings(tmp_path: Path, weight
         update={
             "normalization": Normalization(mean=(0.5,), std=(0.25,)),
             "wrap": {"name": "smoothing", "sigma": 0.25},
-            "defense": {"name": "trades", "beta": 6.0},
+            "defense": {"name": "trades", "beta": 6.0, "modifiers": [{"name": "awp"}]},
             "randomized": True,
         }
     )
@@ -67,7 +67,7 @@ def test_a_checkpoint_with_a_sidecar_in_all_its_spellings(tmp_path: Path, weight
     for reference in (path, path.parent, path.with_suffix(".yaml")):
         loaded = load(reference)
         assert torch.allclose(loaded.classifier.logits(X), NET.eval()((X - 0.5) / 0.25))
-        assert loaded.part.name == "trades"
+        assert loaded.part.name == "trades+awp"
         assert loaded.part.wrap == {"name": "smoothing", "sigma": 0.25}
         assert loaded.classifier.facts.randomized
     same = load(weights, arch="small_cnn", arch_params={"width": 4})

@@ -9,7 +9,15 @@ from torch import nn
 
 from robustsuite.errors import InputError, PrerequisiteError
 from robustsuite.models.checkpoint import read_state, weights_sha256
-from robustsuite.models.sidecar import Normalization, Sidecar, check_weights, find_sidecar, save_checkpoint
+from robustsuite.models.sidecar import (
+    Normalization,
+    Sidecar,
+    beside,
+    check_weights,
+    find_sidecar,
+    placed,
+    save_checkpoint,
+)
 
 NET = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 SIDECAR = Sidecar(
@@ -96,3 +104,20 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatc
         save_checkpoint(path, {"x": torch.zeros(1)}, SIDECAR)
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "a.yaml"]
+
+
+def test_paths_that_are_relative_to_the_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrap = {"name": "w", "near": "./a.pt", "up": ["../b/c.pt", "py:f.py:g"], "typed": "b/c.pt", "steps": 3, "dots": "."}
+    assert placed(wrap, Path("out")) == {
+        "name": "w", "near": "out/a.pt", "up": ["b/c.pt", "py:f.py:g"], "typed": "b/c.pt", "steps": 3, "dots": ".",
+    }  # fmt: skip
+    assert placed(None, Path("out")) is None
+    monkeypatch.chdir(tmp_path)
+    for place in ("out", "b"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "b" / "c.pt").touch()
+    told = {name: beside("b/c.pt", Path(name)) for name in ("out", "b", ".")}
+    assert told == {"out": "../b/c.pt", "b": "./c.pt", ".": "./b/c.pt"}
+    assert all(placed(path, Path(name)) == "b/c.pt" for name, path in told.items())
+    assert beside(str(tmp_path / "b"), Path("out")) == "../b"
+    assert [beside(text, Path("out")) for text in ("", "py:f.py:g", "gone.pt")] == ["", "py:f.py:g", "gone.pt"]

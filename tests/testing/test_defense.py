@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from robustsuite.defenses import InnerSpec, StepMethod, Term, WrapMethod, ce
+from robustsuite.defenses import FitMethod, Fitted, InnerSpec, StepMethod, Term, WrapMethod, ce
 from robustsuite.models.classifier import Classifier, Facts
-from robustsuite.registry import Entry
+from robustsuite.registry import DEFENSES, Entry
 from robustsuite.testing import check_defense
 
 
@@ -241,3 +241,84 @@ def test_a_fault_of_a_wrap_is_found_and_named(cls, words):
 @pytest.mark.parametrize("cls", [Identity, Declared])
 def test_a_sound_wrap_passes(cls):
     assert failures(cls, "wrap") == {}
+
+
+@dataclass(frozen=True)
+class Fit(FitMethod):
+    """SGD on the cross-entropy, ``sign`` of it."""
+
+    sign: float = 1.0
+
+    def fit(self, services):
+        net, optimizer, first = services.module, services.optimizer(services.module), 1
+        if services.kept is not None:
+            net.load_state_dict(services.kept["net"])
+            self.again(services, optimizer)
+            first = services.kept["epoch"] + 1
+        for epoch in range(first, services.epochs + 1):
+            for step in services.batches(epoch):
+                services.descend(step, optimizer, {"ce": Term(self.loss(step))})
+            services.report(epoch)
+            state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+            services.keep(state)
+        return self.result(net)
+
+    def loss(self, step):
+        return self.sign * ce(step.forward(step.x), step.q)
+
+    def again(self, services, optimizer):
+        optimizer.load_state_dict(services.kept["optimizer"])
+
+    def result(self, net):
+        return net
+
+
+def upward(self, step):
+    return -0.01 * ce(step.forward(step.x), step.q)
+
+
+CALLS = []
+
+
+def counting(self, step):
+    """Depends on what was done before."""
+    CALLS.append(step)
+    return ce(step.forward(step.x), step.q) * (1 + 0.001 * len(CALLS))
+
+
+def without_momentum(self, services, optimizer):
+    pass
+
+
+def softmax(self, net):
+    return Fitted(Probabilities(net), "inner", {"name": "bit_depth", "bits": 8})
+
+
+def foreign(self, net):
+    return nn.Linear(2, 2)
+
+
+FIT_FAULTS = [
+    ({"loss": upward}, "training", "right answers, chance is 33%"),
+    ({"loss": counting}, "repeatable", "the same training again ends with other weights"),
+    ({"again": without_momentum}, "resuming", "killed and taken up again ends with other weights"),
+    ({"result": softmax}, "checkpoint", "the checkpoint's logits differ"),
+    ({"result": foreign}, "training", "other weights than 'mlp' has"),
+]
+
+
+def test_a_sound_fit_method_passes():
+    assert failures(Fit, "fit") == {}
+
+
+@pytest.mark.parametrize(("parts", "finding", "words"), FIT_FAULTS)
+def test_a_fault_of_a_fit_method_is_found_and_named(parts, finding, words):
+    found = failures(make(Fit, __doc__="Has a sign.", **parts), "fit")
+    assert finding in found, found
+    assert words in found[finding].detail
+
+
+def test_the_training_of_the_mixing_network_keeps_the_contract():
+    findings = check_defense(DEFENSES.get("adaptive_smoothing_head"))
+    assert all(f.ok for f in findings), "\n".join(map(str, findings))
+    assert {"training", "repeatable", "resuming", "checkpoint"} < {f.name for f in findings}

@@ -39,6 +39,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path):
     assert defenses[1]["settings"].pop("devices") == 2
     assert defenses[0]["settings"] == defenses[1]["settings"]
     assert defenses[0]["held_out"] == defenses[1]["held_out"]
+    assert defenses[0]["passes"] == defenses[1]["passes"]  # of both processes together
 
 
 def test_a_share_of_every_batch():

@@ -11,7 +11,7 @@ from robustsuite.defenses.standard import Standard
 from robustsuite.noise import Noise
 from robustsuite.registry import ARCHITECTURES
 from robustsuite.threat import ThreatModel
-from robustsuite.training import loop, run
+from robustsuite.training import book, loop
 from robustsuite.training.validation import Scores, default_size, hold_out, scores
 
 LINF = ThreatModel.parse("Linf:0.1")
@@ -65,7 +65,7 @@ def test_the_epoch_is_selected_by_what_the_method_says(select: str, expected: in
         pass
 
     Method.select = select  # type: ignore[misc,assignment]
-    monkeypatch.setattr(run, "scores", fake)
+    monkeypatch.setattr(book, "scores", fake)
     trained = loop.train(Method(), "tests_linear", {}, blobs, LINF, epochs=4, batch_size=16, validation=12)
     assert trained.best == expected
     assert trained.history[-1].robust_accuracy == 0.3  # best and last are both reported
