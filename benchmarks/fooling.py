@@ -18,9 +18,9 @@ from torch import nn
 from robustsuite.attacks.reference.autoattack import AutoAttack
 from robustsuite.data.dataset import Dataset
 from robustsuite.errors import RobustsuiteError
-from robustsuite.evaluation.checks import UNRELIABLE
 from robustsuite.evaluation.evaluator import evaluate
 from robustsuite.noise import Noise, fork_global
+from robustsuite.results.flags import UNRELIABLE
 from robustsuite.threat import ThreatModel
 
 FOOLING = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "evaluation" / "fooling.py"))

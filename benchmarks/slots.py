@@ -16,10 +16,9 @@ import torch
 from zoo import Entry, shared
 
 from robustsuite.evaluation.evaluator import evaluate, prepare
-from robustsuite.evaluation.ledger import Outcome
 from robustsuite.evaluation.plan import cores
 from robustsuite.evaluation.protocol import load_protocol
-from robustsuite.evaluation.verify import read_ledger
+from robustsuite.results.ledger import Outcome, read_ledger
 from robustsuite.results.schema import ProtocolPart
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from robustsuite.evaluation.ledger import AUDIT, OVERLAP, Outcome
-from robustsuite.evaluation.tail import RUN_ALL_ABOVE, summary
-from robustsuite.evaluation.verify import Ledger, read_ledger
+from robustsuite.evaluation.tail import RUN_ALL_ABOVE
+from robustsuite.results.ledger import AUDIT, OVERLAP, Ledger, Outcome, read_ledger
 from robustsuite.results.records import load_record
+from robustsuite.results.tail import summary
 
 
 def main() -> None:

@@ -3,10 +3,11 @@
 import numpy as np
 
 from robustsuite.evaluation.cascade import Share, merge, run_blocks
-from robustsuite.evaluation.ledger import AUDIT, CLEAN, REST, Blocks, LedgerStore, Outcome, StageLedger
+from robustsuite.evaluation.ledger import Blocks, LedgerStore
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.evaluation.sampling import audited, auditing
 from robustsuite.evaluation.stages import Bench
+from robustsuite.results.ledger import AUDIT, CLEAN, REST, Outcome, StageLedger
 from robustsuite.results.schema import Contradiction
 from robustsuite.threat import ABSOLUTE_SLACK, RELATIVE_SLACK
 

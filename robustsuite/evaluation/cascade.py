@@ -10,11 +10,12 @@ import torch
 
 from robustsuite.errors import IncompleteError
 from robustsuite.evaluation.events import note
-from robustsuite.evaluation.ledger import AUDIT, CLEAN, OVERLAP, Blocks, LedgerStore, Note, Outcome, StageLedger
+from robustsuite.evaluation.ledger import Blocks, LedgerStore, Note
 from robustsuite.evaluation.pending import Pending
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.evaluation.sampling import audited, auditing
 from robustsuite.evaluation.stages import Bench, run_clean, run_shares
+from robustsuite.results.ledger import AUDIT, CLEAN, OVERLAP, Outcome, StageLedger
 from robustsuite.results.schema import ProtocolPart
 
 

@@ -16,24 +16,6 @@ from robustsuite.results.schema import Flag
 
 _EXAMPLES = 64
 FATAL = frozenset({"finite_logits", "eval_mode", "probabilities", "batch_dependence", "randomness"})
-UNRELIABLE = frozenset(
-    {
-        "zero_gradients",
-        "nan_gradients",
-        "gradient_mismatch",
-        "quantised_input",
-        "test_time_optimisation",
-        "stateful",
-        "score_beats_white_box",
-        "zero_gradients_under_attack",
-        "single_step_beats_multi_step",
-        "more_steps_help_nothing",
-        "unbounded_attack_fails",
-        "noise_beats_white_box",
-        "probe_beats_run",
-    }
-)
-"""Flags that, when raised, mean that gradient attacks cannot be trusted on this model."""
 
 
 def check_model(model: Classifier, data: Dataset, seed: int = 0) -> list[Flag]:

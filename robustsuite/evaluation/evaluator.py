@@ -18,18 +18,18 @@ from robustsuite.data.dataset import Dataset
 from robustsuite.errors import InputError, UsageError
 from robustsuite.evaluation.cascade import Cascade, Parts
 from robustsuite.evaluation.checks import check_model, refuse
-from robustsuite.evaluation.ledger import AUDIT, CLEAN, OVERLAP, REST, Blocks, LedgerStore, Outcome
+from robustsuite.evaluation.ledger import Blocks, LedgerStore
 from robustsuite.evaluation.plan import build_request
 from robustsuite.evaluation.progress import Progress, Silent
 from robustsuite.evaluation.protocol import Stage, resolve
 from robustsuite.evaluation.seal import failure, seal
 from robustsuite.evaluation.stages import Bench
-from robustsuite.evaluation.verdicts import VERDICT
 from robustsuite.models.allocator import keep_memory
 from robustsuite.models.classifier import Classifier
 from robustsuite.models.precision import parse_precision
 from robustsuite.models.randomized import sampled
 from robustsuite.noise import Noise
+from robustsuite.results.ledger import AUDIT, CLEAN, OVERLAP, REST, VERDICT, Outcome
 from robustsuite.results.records import load_record
 from robustsuite.results.schema import Flag, ModelPart, ProtocolPart, Record, Request
 from robustsuite.results.store import read_json, write_json
@@ -165,7 +165,7 @@ def evaluate(
             failure(record)
             return Run(run_dir, record, resumed=True)
     blocks = Blocks(request.data.n, request.block_size, shard)
-    with _threads(request.threads), _lock(runs, request.run_key, shard):
+    with torch_threads(request.threads), _lock(runs, request.run_key, shard):
         start = time.perf_counter()
         with _lock(runs, request.run_key, "open"):
             flags = _open(run_dir, prepared)
@@ -249,7 +249,7 @@ def _reopen(run_dir: Path, stages: list[Stage]) -> None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """torch's threads are part of the request, because they move the last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

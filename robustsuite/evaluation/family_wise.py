@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from robustsuite.certification.base import Certifier, Votes
 from robustsuite.errors import UsageError
-from robustsuite.evaluation.ledger import CLEAN, Outcome, StageLedger
 from robustsuite.evaluation.protocol import make
-from robustsuite.evaluation.verify import read_ledger
 from robustsuite.registry import CERTIFIERS
 from robustsuite.results.curve import proved_radii
 from robustsuite.results.family import bonferroni, holm
+from robustsuite.results.ledger import CLEAN, Outcome, StageLedger, read_ledger
 from robustsuite.results.schema import Metric, Record, StagePlan
 from robustsuite.results.statistics import metric
 from robustsuite.threat import ThreatModel

@@ -7,13 +7,15 @@ import torch
 
 from robustsuite.evaluation.audit import audit, with_outcome
 from robustsuite.evaluation.cascade import Parts, Share, ledger_names, merge, run_blocks
-from robustsuite.evaluation.ledger import CLEAN, REST, LedgerStore, Note, Outcome, StageLedger
+from robustsuite.evaluation.ledger import LedgerStore, Note
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.evaluation.stages import Bench
 from robustsuite.evaluation.suspicion import SUSPICIOUS, suspicions
-from robustsuite.evaluation.tail import run_tail, summary
-from robustsuite.evaluation.verdicts import VERDICT, run_verdicts
+from robustsuite.evaluation.tail import run_tail
+from robustsuite.evaluation.verdicts import run_verdicts
+from robustsuite.results.ledger import CLEAN, REST, VERDICT, Outcome, StageLedger
 from robustsuite.results.schema import Flag, Request, TailPart
+from robustsuite.results.tail import summary
 
 UNFLAGGED = "no suspicion was raised"
 

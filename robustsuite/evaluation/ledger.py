@@ -4,86 +4,14 @@ A block is a fixed set of neighbouring examples. Its file is written once, when 
 stage, under a temporary name that is renamed last: a kill at any moment loses only blocks in flight.
 """
 
-from dataclasses import asdict, dataclass, field, fields
-from enum import IntEnum
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from robustsuite.errors import InputError
+from robustsuite.results.ledger import OVERLAP, StageLedger
 from robustsuite.results.store import read_arrays, write_arrays
-
-CLEAN = "clean"
-# Prefixes of stages that are run again, on other examples than the first time.
-AUDIT, OVERLAP, REST = "audit-", "overlap-", "rest-"
-
-
-class Outcome(IntEnum):
-    """What a stage did to an example."""
-
-    SKIPPED = 0
-    """It was decided before, so the stage never saw it."""
-    SURVIVED = 1
-    """The stage worked on it and left it undecided."""
-    BROKEN = 2
-    CERTIFIED = 3
-    ERROR = 4
-    """The stage failed before it finished this example."""
-
-
-@dataclass
-class StageLedger:
-    """One stage's outcomes for the examples of a block or of a run; every array has one row an example."""
-
-    outcome: np.ndarray  # uint8, Outcome
-    distance: np.ndarray  # float64, of the adversarial example; 0 where there is none
-    margin: np.ndarray  # float32, the evaluator's, at the adversarial example (clean stage: at the image)
-    radius: np.ndarray  # float64, proved
-    predicted: np.ndarray  # int64, the class predicted or proved (-1: none)
-    lane: np.ndarray  # int64, the restart or target that succeeded (-1: none)
-    forward: np.ndarray  # int64, evaluations that the example needed
-    backward: np.ndarray  # int64
-    refused: np.ndarray  # int64, claims that the evaluator did not confirm
-    extra: dict[str, np.ndarray] = field(default_factory=dict)  # clean stage: logits
-
-    @classmethod
-    def empty(cls, n: int) -> "StageLedger":
-        """n examples that no stage has seen."""
-        return cls(
-            outcome=np.zeros(n, np.uint8),
-            distance=np.zeros(n, np.float64),
-            margin=np.zeros(n, np.float32),
-            radius=np.zeros(n, np.float64),
-            predicted=np.full(n, -1, np.int64),
-            lane=np.full(n, -1, np.int64),
-            forward=np.zeros(n, np.int64),
-            backward=np.zeros(n, np.int64),
-            refused=np.zeros(n, np.int64),
-        )
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays by name, `extra` included."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"} | self.extra
-
-    @classmethod
-    def of(cls, arrays: dict[str, np.ndarray]) -> "StageLedger":
-        """The inverse of `arrays`."""
-        known = {f.name for f in fields(cls)} - {"extra"}
-        missing = known - arrays.keys()
-        if missing:
-            raise InputError(f"a ledger file lacks {', '.join(sorted(missing))}; delete it and run again.")
-        extra = {k: v for k, v in arrays.items() if k not in known}
-        return cls(**{k: arrays[k] for k in known}, extra=extra)
-
-    def put(self, positions: np.ndarray, part: "StageLedger") -> None:
-        """Copy the rows of ``part`` to ``positions``."""
-        for f in fields(self):
-            if f.name != "extra":
-                getattr(self, f.name)[positions] = getattr(part, f.name)
-        for name, value in part.extra.items():
-            if name not in self.extra:
-                self.extra[name] = np.zeros((len(self.outcome), *value.shape[1:]), value.dtype)
-            self.extra[name][positions] = value
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from robustsuite.evaluation.ledger import LedgerStore, Note, Outcome, StageLedger, write_points
+from robustsuite.evaluation.ledger import LedgerStore, Note, write_points
+from robustsuite.results.ledger import Outcome, StageLedger
 
 
 def left_path(store: LedgerStore, stage: str, block: int) -> Path:

@@ -8,41 +8,36 @@ import numpy as np
 import torch
 
 from robustsuite.data.dataset import Dataset
-from robustsuite.evaluation.ledger import Blocks, LedgerStore, Outcome, StageLedger
-from robustsuite.evaluation.progress import Silent
+from robustsuite.evaluation.evaluator import torch_threads
+from robustsuite.evaluation.ledger import Blocks, LedgerStore
 from robustsuite.evaluation.protocol import Stage, make
 from robustsuite.evaluation.stages import Bench, run_stage
-from robustsuite.evaluation.verify import Finding, Ledger, read_ledger
+from robustsuite.evaluation.verify import bench_of
 from robustsuite.models.classifier import Classifier
 from robustsuite.noise import Noise
 from robustsuite.registry import CERTIFIERS
-from robustsuite.results.records import load_record
+from robustsuite.results.arithmetic import Finding
+from robustsuite.results.ledger import Ledger, Outcome, StageLedger
 from robustsuite.results.schema import Record, StagePlan
-from robustsuite.threat import ThreatModel
+from robustsuite.results.stored import find_run
 
 # On another machine the last bits move a few votes and the steps of a bisection; nothing moves on the same one.
 _TOLERANCE = 0.01
 
 
-def recertify(run_dir: Path, model: Classifier, data: Dataset, count: int) -> list[Finding]:
+def recertify(path: Path, model: Classifier, data: Dataset, count: int) -> list[Finding]:
     """Run every certifier of a run again until ``count`` of its certificates (if it has so many) are proved again.
 
     The record's own hash chooses the blocks, so that nobody could choose what is looked at. A radius may be 1 % below
-    the stored one. Raises `InputError` as `read_ledger` does; a certifier that raises is a finding.
+    the stored one. Raises `InputError` as `find_run` does; a certifier that raises is a finding.
     """
-    record, ledger = load_record(run_dir / "record.json"), read_ledger(run_dir)
-    threat = ThreatModel.parse(f"{record.request.threat.norm}:{record.request.threat.eps}")
-    bench = Bench(model, data, threat, record.request.seed, record.request.slots, Silent())
+    run = find_run(path)
+    record, ledger, bench = run.record, run.ledger(), bench_of(run.record, model, data)
     ran = {s.name for s in record.stages if s.status != "skipped"}
     plans = [s for s in record.request.protocol.stages if s.kind == "certifier" and s.name in ran]
-    findings = [_consistent(plan.name, ledger, threat.radius) for plan in plans]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(record.request.threads)
-    try:
-        findings += [f for plan in plans for f in _again(bench, record, ledger, plan, count)]
-    finally:
-        torch.set_num_threads(threads)
-    return findings
+    findings = [_consistent(plan.name, ledger, bench.threat.radius) for plan in plans]
+    with torch_threads(record.request.threads):
+        return findings + [f for plan in plans for f in _again(bench, record, ledger, plan, count)]
 
 
 def _consistent(name: str, ledger: Ledger, eps: float) -> Finding:
@@ -67,7 +62,7 @@ def _again(bench: Bench, record: Record, ledger: Ledger, plan: StagePlan, count:
         return
     entry = CERTIFIERS.get(plan.plugin)
     blocks = Blocks(record.request.data.n, record.request.block_size)
-    chosen = _choose(blocks, claims, count, f"{record.content_sha256}/{plan.name}")
+    chosen = choose_blocks(blocks, claims, count, f"recertify/{record.content_sha256}/{plan.name}")
     seen = np.zeros(blocks.n, bool)
     for block in chosen:
         seen[blocks.positions(block)] = True
@@ -86,10 +81,10 @@ def _again(bench: Bench, record: Record, ledger: Ledger, plan: StagePlan, count:
     yield Finding(what, not bad, f"{detail}; not: {bad[:5]}" if bad else f"{detail}, largest loss {lost:.2g}")
 
 
-def _choose(blocks: Blocks, claims: np.ndarray, count: int, key: str) -> list[int]:
-    """Blocks by keyed numbers until they hold ``count`` claims."""
-    held = [int(claims[blocks.positions(block)].sum()) for block in range(blocks.count)]
-    keys = Noise(0, f"recertify/{key}").at(torch.arange(blocks.count)).bits(1)[:, 0].numpy()
+def choose_blocks(blocks: Blocks, among: np.ndarray, count: int, purpose: str) -> list[int]:
+    """Blocks by keyed numbers until they hold ``count`` of the examples in ``among`` (bool ``[N]``), ascending."""
+    held = [int(among[blocks.positions(block)].sum()) for block in range(blocks.count)]
+    keys = Noise(0, purpose).at(torch.arange(blocks.count)).bits(1)[:, 0].numpy()
     chosen, found = [], 0
     for block in np.lexsort((np.arange(blocks.count), keys)).tolist():
         if found < count and held[block]:

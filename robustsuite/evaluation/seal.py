@@ -7,14 +7,15 @@ import torch
 
 from robustsuite.errors import ContradictionError, IncompleteError
 from robustsuite.evaluation.audit import contradictions
-from robustsuite.evaluation.checks import UNRELIABLE
 from robustsuite.evaluation.events import example_seconds, stage_events
 from robustsuite.evaluation.finish import finish
-from robustsuite.evaluation.ledger import LedgerStore, StageLedger
+from robustsuite.evaluation.ledger import LedgerStore
 from robustsuite.evaluation.metrics import metrics, stage_results
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.evaluation.stages import Bench
 from robustsuite.results.certificates import SECONDS
+from robustsuite.results.flags import UNRELIABLE
+from robustsuite.results.ledger import StageLedger
 from robustsuite.results.provenance import host, provenance
 from robustsuite.results.schema import FileRef, Flag, Record, Request, canonical
 from robustsuite.results.store import clean_temporaries, sha256_file, write_arrays, write_atomic, write_json

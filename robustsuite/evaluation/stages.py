@@ -20,7 +20,7 @@ from robustsuite.errors import ContractError, PrerequisiteError
 from robustsuite.evaluation.engine import Engine, Finished, VotingEngine
 from robustsuite.evaluation.events import note
 from robustsuite.evaluation.judge import Judge, Jury, Poll
-from robustsuite.evaluation.ledger import LedgerStore, Outcome, StageLedger
+from robustsuite.evaluation.ledger import LedgerStore
 from robustsuite.evaluation.pending import Pending, Shares
 from robustsuite.evaluation.progress import Progress
 from robustsuite.evaluation.protocol import Stage
@@ -28,6 +28,7 @@ from robustsuite.models.classifier import Classifier, margins
 from robustsuite.models.precision import Precision
 from robustsuite.models.randomized import RandomizedClassifier
 from robustsuite.noise import Noise
+from robustsuite.results.ledger import Outcome, StageLedger
 from robustsuite.threat import ThreatModel
 
 

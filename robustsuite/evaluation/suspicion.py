@@ -21,13 +21,13 @@ from robustsuite.attacks.losses import LOSSES
 from robustsuite.attacks.pgd import PGD
 from robustsuite.attacks.starts import inside, on_surface, within
 from robustsuite.evaluation.check_sample import flag
-from robustsuite.evaluation.checks import UNRELIABLE
-from robustsuite.evaluation.ledger import Outcome, StageLedger
 from robustsuite.evaluation.protocol import Stage
 from robustsuite.evaluation.stages import Bench
 from robustsuite.models.classifier import fooled, margins
 from robustsuite.models.randomized import RandomizedClassifier
 from robustsuite.noise import ExampleNoise, Noise
+from robustsuite.results.flags import UNRELIABLE
+from robustsuite.results.ledger import Outcome, StageLedger
 from robustsuite.results.schema import Flag
 from robustsuite.threat import Eps, ThreatModel
 

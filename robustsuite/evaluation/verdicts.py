@@ -11,15 +11,11 @@ import numpy as np
 import torch
 
 from robustsuite.errors import IncompleteError
-from robustsuite.evaluation.ledger import CLEAN, LedgerStore, Note, Outcome, StageLedger
+from robustsuite.evaluation.ledger import LedgerStore, Note
 from robustsuite.evaluation.pending import left_path
 from robustsuite.evaluation.stages import Bench
-from robustsuite.results.bounded import EXPECTED, mean_metric
-from robustsuite.results.schema import Metric
-from robustsuite.results.statistics import metric
+from robustsuite.results.ledger import CLEAN, VERDICT, Outcome, StageLedger
 from robustsuite.results.store import read_arrays
-
-VERDICT = "verdict"
 
 
 def run_verdicts(bench: Bench, store: LedgerStore, stages: Sequence[str]) -> StageLedger:
@@ -68,22 +64,6 @@ def read_points(path: Path) -> dict[int, np.ndarray]:
         return {}
     arrays, _ = read_arrays(path)
     return dict(zip(arrays["position"].tolist(), arrays["x_adv"], strict=True))
-
-
-def verdict_metrics(verdict: StageLedger, clean: StageLedger, draws: int) -> list[Metric]:
-    """The three accuracies over all examples, ``draws`` (K) draws each, of which w are wrong.
-
-    Expected: the mean of 1 - w/K. Majority: w <= K/2. Worst of K: w = 0. An example that most draws get wrong on the
-    clean image is a clean error and counts as broken in the last two; in the expectation it counts as it is, since a
-    zero there would be below the truth.
-    """
-    wrong, n = verdict.extra["wrong"], len(verdict.outcome)
-    right = clean.outcome != Outcome.BROKEN
-    return [
-        mean_metric(EXPECTED, int((draws - wrong).sum()), draws, n),
-        metric("majority_robust_accuracy", int((right & (2 * wrong <= draws)).sum()), n),
-        metric("worst_of_k_robust_accuracy", int((right & (wrong == 0)).sum()), n),
-    ]
 
 
 def _strongest(store: LedgerStore, stages: Iterable[str], block: int) -> dict[int, np.ndarray]:

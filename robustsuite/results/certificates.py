@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from robustsuite.results.ledger import Outcome
 from robustsuite.results.schema import Record
 from robustsuite.results.store import read_arrays
 
@@ -12,7 +13,6 @@ SECONDS = "seconds.safetensors"
 """Seconds of every example by stage, float64 ``[N]``; beside the ledger and outside of all hashes."""
 TIGHTNESS = "tightness"
 """The diagnostic of interval propagation, float64 ``[N]`` in (0,1], in the ledger where it was asked for."""
-_SKIPPED = 0  # the evaluator's code of a stage that never saw the example
 
 
 def certificate_diagnostics(run_dir: Path, record: Record) -> dict[str, dict[str, dict[str, float]]]:
@@ -26,7 +26,7 @@ def certificate_diagnostics(run_dir: Path, record: Record) -> dict[str, dict[str
         return {}
     arrays, seconds = read_arrays(path)[0], read_seconds(run_dir)
     for name in names:
-        seen = arrays[f"{name}/outcome"] != _SKIPPED
+        seen = arrays[f"{name}/outcome"] != Outcome.SKIPPED
         values = {"seconds": seconds.get(name), TIGHTNESS: arrays.get(f"{name}/{TIGHTNESS}")}
         out[name] = {what: _spread(each[seen]) for what, each in values.items() if each is not None}
     return out

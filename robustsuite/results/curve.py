@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from robustsuite.results.certificates import read_seconds
+from robustsuite.results.ledger import Outcome
 from robustsuite.results.schema import Metric, Record
 from robustsuite.results.statistics import metric
 from robustsuite.results.store import read_arrays
@@ -20,7 +21,6 @@ GRID: Mapping[str, tuple[str, ...]] = {
 """The radii that every run of a norm is compared at, as in the literature's tables."""
 AT = "certified_accuracy@"
 """What the metric at a radius is called, before the radius."""
-_SKIPPED = 0  # the evaluator's code of a stage that never saw the example
 
 
 def proved_radii(label: np.ndarray, predicted: np.ndarray, radius: np.ndarray) -> np.ndarray:
@@ -111,7 +111,7 @@ def read_proofs(run_dir: Path, record: Record) -> Proofs | None:
         better = proved > radius
         predicted = np.where(better | (predicted < 0), answer, predicted)
         radius, certifier[better] = np.maximum(radius, proved), name
-        seen |= arrays[f"{name}/outcome"] != _SKIPPED
+        seen |= arrays[f"{name}/outcome"] != Outcome.SKIPPED
     abstained = (seen & (predicted < 0)) | (arrays["clean/predicted"] < 0)
     times = read_seconds(run_dir)
     seconds = sum((times[name] for name in names if name in times), np.zeros(n))

@@ -1,17 +1,13 @@
 """Reading records: every claim that can be checked without a model is checked before anyone uses the record."""
 
-import difflib
 import hashlib
 import math
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from robustsuite.errors import InputError, RobustsuiteError, UsageError, VerificationError
 from robustsuite.results import migrations
@@ -19,11 +15,11 @@ from robustsuite.results.bounded import EXPECTED, bounded_interval
 from robustsuite.results.schema import _OUTSIDE_OUTCOME, SCHEMA_VERSION, Metric, Record, canonical
 from robustsuite.results.statistics import interval
 from robustsuite.results.store import read_json, write_json
+from robustsuite.results.validation import validated
 from robustsuite.threat import Eps
 
 RECORD_NAME = "record.json"
 KIND = "evaluation"
-_SHOWN_PROBLEMS = 8
 _EPS_TEXT = re.compile(r"\d{1,40}(\.\d{1,40})?(e[+-]?\d{1,2})?|\d{1,40}/\d{1,40}")
 _ROUNDING = 1e-9
 _INTERVAL_SLACK = 1e-6  # scipy's releases differ in the last digits of an inverse
@@ -49,10 +45,7 @@ def load_record(path: str | Path) -> Record:
     path = _record_file(Path(path))
     stored = read_json(path)
     body = migrations.migrate(stored, str(path), migrations.MIGRATIONS)
-    try:
-        record = Record.model_validate(body)
-    except ValidationError as error:
-        raise InputError(_explain(path, error)) from error
+    record = validated(Record, body, str(path), f"a record of schema version {SCHEMA_VERSION}")
     _check_hashes(path, stored)
     _check_claims(path, record)
     return record.sealed()  # a migrated record gets the hashes of what it is now
@@ -183,29 +176,3 @@ def _check_metric(path: Path, metric: Metric, n: int, draws: int | None) -> None
 def _agree(path: Path, what: str, stated: object, found: object) -> None:
     if stated != found:
         raise VerificationError(f"{path} contradicts itself: {what} is {stated}, the rest of the record gives {found}.")
-
-
-def _explain(path: Path, error: ValidationError) -> str:
-    problems = error.errors(include_url=False)
-    lines = [f"  {_in_words(p['type'], p['loc'], p['msg'], p['input'])}" for p in problems[:_SHOWN_PROBLEMS]]
-    if len(problems) > _SHOWN_PROBLEMS:
-        lines.append(f"  and {len(problems) - _SHOWN_PROBLEMS} more")
-    return f"{path} is not a record of schema version {SCHEMA_VERSION}:\n" + "\n".join(lines)
-
-
-def _in_words(kind: str, location: tuple[int | str, ...], message: str, got: object) -> str:
-    where = ".".join(map(str, location))
-    if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known_keys(), n=1, cutoff=0.7)
-        return f"unknown key '{where}'." + (f" Did you mean '{near[0]}'?" if near else "")
-    if kind == "missing":
-        return f"the key '{where}' is missing."
-    shown = repr(got)
-    return f"'{where}': {message[:1].lower()}{message[1:]}, got {shown if len(shown) <= 80 else shown[:77] + '...'}."
-
-
-@cache
-def _known_keys() -> list[str]:
-    schema = Record.model_json_schema()
-    parts = [schema, *schema["$defs"].values()]
-    return sorted({key for part in parts for key in part.get("properties", {})})

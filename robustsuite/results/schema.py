@@ -223,7 +223,7 @@ class FileRef(Part):
     path: str
     sha256: str
     bytes: int
-    role: Literal["verdicts", "adversarials"]
+    role: Literal["verdicts", "adversarials", "gallery"]
 
 
 class Provenance(Part):

@@ -181,26 +181,35 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], meta: Mappi
     bool is stored as uint8. A checksum goes along, because the format has none of its own. Raises `InputError` for
     dtypes that the format lacks (object, str) and for a ``meta`` that is not JSON.
     """
+    write_atomic(path, array_bytes(arrays, meta, str(path)))
+
+
+def array_bytes(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], what: str) -> bytes:
+    """The bytes that `write_arrays` writes; ``what`` names them in errors."""
     from safetensors.numpy import save
 
-    stored = {name: _storable(path, name, array) for name, array in arrays.items()}
+    stored = {name: _storable(what, name, array) for name, array in arrays.items()}
     if _CHECKSUM in meta:
-        raise InputError(f"{path}: the meta key '{_CHECKSUM}' is reserved.")
+        raise InputError(f"{what}: the meta key '{_CHECKSUM}' is reserved.")
     try:
         # One key alone: the format's writer does not fix the order of several.
         body = json.loads(canonical(dict(meta)))  # as a reader will see it: lists for tuples, text for keys
         text = canonical({**body, _CHECKSUM: _checksum(stored, body)}).decode()
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: meta cannot be written as JSON: {error}.") from error
-    write_atomic(path, save(stored, metadata={"meta": text}))
+        raise InputError(f"{what}: meta cannot be written as JSON: {error}.") from error
+    return save(stored, metadata={"meta": text})
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and meta of a file of `write_arrays`; raises `InputError` when it is cut, damaged or something else."""
+    return parse_arrays(read_bytes(path), str(path))
+
+
+def parse_arrays(data: bytes, what: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and meta of the bytes of such a file; ``what`` names them in errors."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    data = read_bytes(path)
     try:
         arrays = load(data)  # checks that the header fits the size
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -208,22 +217,22 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
         intact = meta.pop(_CHECKSUM) == _checksum(arrays, meta)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is not a whole array file of robustsuite ({type(error).__name__}: {error}). Delete it and run "
+            f"{what} is not a whole array file of robustsuite ({type(error).__name__}: {error}). Delete it and run "
             "the same command again, or restore it from a copy."
         ) from error
     if not intact:
         raise InputError(
-            f"{path} is damaged: its content does not match its checksum. Delete it and run the same command again, "
+            f"{what} is damaged: its content does not match its checksum. Delete it and run the same command again, "
             "or restore it from a copy."
         )
     return arrays, meta
 
 
-def _storable(path: str | Path, name: str, array: np.ndarray) -> np.ndarray:
+def _storable(what: str, name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
     if array.dtype.name not in _DTYPES:
-        raise InputError(f"{path}: array '{name}' has dtype {array.dtype}; numbers and bool can be stored.")
+        raise InputError(f"{what}: array '{name}' has dtype {array.dtype}; numbers and bool can be stored.")
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 

@@ -8,8 +8,8 @@ import pytest
 from robustsuite.bounds.tightness import ibp_tightness
 from robustsuite.cli.loading import subject_of
 from robustsuite.data.reference import load_data
-from robustsuite.evaluation.verify import read_ledger
 from robustsuite.models.reference import ModelSpec
+from robustsuite.results.ledger import read_ledger
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustsuite.evaluation.verify import read_ledger
 from robustsuite.registry import CERTIFIERS
+from robustsuite.results.ledger import read_ledger
 from robustsuite.results.statistics import interval
 
 BAD = """

@@ -111,10 +111,15 @@ def test_a_mixing_network_is_trained_and_evaluated_as_the_mixture(run, tmp_path)
     refused = run(*base, "-D", "robust=elsewhere/net.safetensors", "-o", "again")
     assert refused.exit_code == 3
     assert "has a defense around it; a plain one is needed" in " ".join(refused.stderr.split())
-    (tmp_path / "elsewhere" / "net.head.safetensors").unlink()
-    gone = run("eval", "elsewhere/net.safetensors", "--data", "digits", "--threat", "Linf:0.1", "--tier", "smoke")
+    (tmp_path / "elsewhere").rename(tmp_path / "moved")
+    lost = run("verify", evaluated.document["run_dir"])
+    assert lost.exit_code == 3
+    found = run("verify", evaluated.document["run_dir"], "--model", "moved/net.safetensors")
+    assert found.exit_code == 0, found.output
+    (tmp_path / "moved" / "net.head.safetensors").unlink()
+    gone = run("eval", "moved/net.safetensors", "--data", "digits", "--threat", "Linf:0.1", "--tier", "smoke")
     assert gone.exit_code == 3
-    assert "elsewhere/net.head.safetensors" in " ".join(gone.stderr.split())
+    assert "moved/net.head.safetensors" in " ".join(gone.stderr.split())
 
 
 def test_show_lists_published_values(run):

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from robustsuite.data.dataset import Dataset
 from robustsuite.data.digits import digits
-from robustsuite.evaluation.checks import UNRELIABLE
 from robustsuite.evaluation.evaluator import Prepared, evaluate, prepare
 from robustsuite.evaluation.protocol import custom_protocol, with_params
 from robustsuite.models.classifier import Classifier
 from robustsuite.models.small_cnn import small_cnn
 from robustsuite.noise import fork_global
+from robustsuite.results.flags import UNRELIABLE
 from robustsuite.results.schema import ModelPart
 from robustsuite.threat import ThreatModel
 

@@ -14,8 +14,8 @@ from robustsuite.errors import ContradictionError
 from robustsuite.evaluation import finish
 from robustsuite.evaluation.evaluator import evaluate
 from robustsuite.evaluation.protocol import with_certifiers
-from robustsuite.evaluation.verify import read_ledger
 from robustsuite.registry import ATTACKS, CERTIFIERS
+from robustsuite.results.ledger import read_ledger
 from robustsuite.results.schema import Flag
 
 

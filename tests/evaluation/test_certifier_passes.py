@@ -10,10 +10,10 @@ import torch
 from robustsuite.certification.base import Certificates, Certifier
 from robustsuite.errors import ContractError
 from robustsuite.evaluation.stages import _check_certificates
-from robustsuite.evaluation.verify import read_ledger
 from robustsuite.registry import CERTIFIERS, register_certifier
 from robustsuite.results.certificates import SECONDS, certificate_diagnostics, read_seconds
 from robustsuite.results.curve import read_proofs
+from robustsuite.results.ledger import read_ledger
 from robustsuite.results.store import read_arrays
 
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from robustsuite.errors import ContractError
-from robustsuite.evaluation.checks import UNRELIABLE, check_model, refuse
+from robustsuite.evaluation.checks import check_model, refuse
 from robustsuite.models.classifier import Classifier
+from robustsuite.results.flags import UNRELIABLE
 
 
 class Wrapped(nn.Module):

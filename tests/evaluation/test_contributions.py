@@ -9,8 +9,9 @@ from robustsuite.attacks import Attack, register_attack
 from robustsuite.evaluation import finish
 from robustsuite.evaluation.evaluator import evaluate
 from robustsuite.evaluation.finish import UNFLAGGED
-from robustsuite.evaluation.verify import read_ledger, verify
+from robustsuite.evaluation.verify import verify
 from robustsuite.registry import ATTACKS
+from robustsuite.results.ledger import read_ledger
 from robustsuite.results.schema import Flag
 
 

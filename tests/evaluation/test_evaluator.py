@@ -23,9 +23,9 @@ from robustsuite.errors import (
 )
 from robustsuite.evaluation import evaluator
 from robustsuite.evaluation.evaluator import evaluate
-from robustsuite.evaluation.verify import read_ledger
 from robustsuite.registry import ATTACKS, CERTIFIERS
 from robustsuite.results import store as store_module
+from robustsuite.results.ledger import read_ledger
 
 
 @dataclass(frozen=True)

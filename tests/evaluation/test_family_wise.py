@@ -8,8 +8,8 @@ from scipy import stats
 
 from robustsuite.errors import UsageError
 from robustsuite.evaluation.family_wise import certified_together
-from robustsuite.evaluation.ledger import Outcome
-from robustsuite.evaluation.verify import read_ledger, verify
+from robustsuite.evaluation.verify import verify
+from robustsuite.results.ledger import Outcome, read_ledger
 from robustsuite.results.store import read_arrays, write_arrays
 
 RADII = (0.0, 0.01, 0.02, 0.05, 0.08)

@@ -9,9 +9,9 @@ from torch import nn
 
 from robustsuite.data.dataset import Dataset
 from robustsuite.errors import ContractError, IncompleteError
-from robustsuite.evaluation.checks import UNRELIABLE
 from robustsuite.evaluation.evaluator import evaluate
 from robustsuite.evaluation.suspicion import SUSPICIOUS
+from robustsuite.results.flags import UNRELIABLE
 from robustsuite.results.records import load_record
 
 FOOLING = runpy.run_path(str(Path(__file__).with_name("fooling.py")))

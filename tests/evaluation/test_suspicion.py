@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robustsuite.data.dataset import Dataset
-from robustsuite.evaluation.checks import UNRELIABLE, check_model
+from robustsuite.evaluation.checks import check_model
 from robustsuite.evaluation.evaluator import Prepared
-from robustsuite.evaluation.ledger import Outcome, StageLedger
 from robustsuite.evaluation.progress import Silent
 from robustsuite.evaluation.stages import Bench
 from robustsuite.evaluation.suspicion import SUSPICIOUS, suspicions
@@ -19,6 +18,8 @@ from robustsuite.models.classifier import Classifier
 from robustsuite.models.normalize import Normalize
 from robustsuite.models.randomized import RandomizedClassifier
 from robustsuite.models.smoothed import SmoothedClassifier
+from robustsuite.results.flags import UNRELIABLE
+from robustsuite.results.ledger import Outcome, StageLedger
 from robustsuite.results.schema import Flag
 
 FOOLING = runpy.run_path(str(Path(__file__).with_name("fooling.py")))

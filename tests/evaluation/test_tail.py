@@ -7,10 +7,10 @@ import pytest
 
 from robustsuite.errors import UsageError
 from robustsuite.evaluation.evaluator import evaluate
-from robustsuite.evaluation.ledger import Outcome
 from robustsuite.evaluation.protocol import load_protocol, with_tail_sample
-from robustsuite.evaluation.tail import most, summary
-from robustsuite.evaluation.verify import read_ledger, verify
+from robustsuite.evaluation.verify import verify
+from robustsuite.results.ledger import Outcome, read_ledger
+from robustsuite.results.tail import most, summary
 
 
 def thinned(count: int):

@@ -17,13 +17,15 @@ from robustsuite.attacks.apgd import APGDCE
 from robustsuite.attacks.starts import within
 from robustsuite.data.reference import load_data
 from robustsuite.evaluation.evaluator import evaluate
-from robustsuite.evaluation.ledger import CLEAN, Blocks, LedgerStore, Outcome, StageLedger
+from robustsuite.evaluation.ledger import Blocks, LedgerStore
 from robustsuite.evaluation.progress import Silent
 from robustsuite.evaluation.stages import Bench, run_clean, run_stage
-from robustsuite.evaluation.verdicts import VERDICT, read_points, recount, run_verdicts, verdict_metrics
+from robustsuite.evaluation.verdicts import read_points, recount, run_verdicts
 from robustsuite.models.classifier import Classifier, Facts
 from robustsuite.models.randomized import RandomizedClassifier
 from robustsuite.registry import ATTACKS
+from robustsuite.results.arithmetic import verdict_metrics
+from robustsuite.results.ledger import CLEAN, VERDICT, Outcome, StageLedger
 
 TOYS = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 LinearNet, Problem, linear_problem = TOYS["LinearNet"], TOYS["Problem"], TOYS["linear_problem"]
