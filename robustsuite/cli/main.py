@@ -11,7 +11,21 @@ import typer
 from typer.core import TyperGroup
 
 from robustsuite import __version__
-from robustsuite.cli import board, certify, check, console, demo, doctor, evaluate, listing, schema, show, train, verify
+from robustsuite.cli import (
+    board,
+    certify,
+    check,
+    console,
+    demo,
+    doctor,
+    evaluate,
+    listing,
+    schema,
+    show,
+    submit,
+    train,
+    verify,
+)
 from robustsuite.errors import RobustsuiteError
 
 EXIT_CODES = {
@@ -121,6 +135,7 @@ app.command("certify", rich_help_panel=_WORK)(certify.certify)
 app.command("verify", rich_help_panel=_WORK)(verify.verify)
 app.command("train", rich_help_panel=_WORK)(train.train)
 app.command("check", rich_help_panel=_WORK)(check.check)
+app.command("submit", rich_help_panel=_WORK)(submit.submit)
 app.add_typer(board.app, name="board", rich_help_panel=_WORK)
 app.command("ls", rich_help_panel=_LOOK)(listing.ls)
 app.command("show", rich_help_panel=_LOOK)(show.show)

@@ -1,86 +1,57 @@
-"""Records to boards: what may share a table, who is ranked, who is tied, who is shown without a rank."""
+"""Records to boards: what may share a table, and what a defined board shows of a published folder."""
 
 import hashlib
-import json
 import re
 import unicodedata
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 from robustsuite.errors import InputError
-from robustsuite.results.schema import Metric, ProtocolPart, Record, canonical
+from robustsuite.leaderboard.known import best_known
+from robustsuite.leaderboard.paired import comparisons
+from robustsuite.leaderboard.published import PublishedBoard
+from robustsuite.leaderboard.ranking import reported, verified
+from robustsuite.leaderboard.row import Board, Conflict, Row
+from robustsuite.leaderboard.rows import imported_row, published_row, record_row
+from robustsuite.results.schema import Record, canonical
 from robustsuite.threat import Eps
 
-METRICS = ("clean_accuracy", "robust_accuracy", "certified_accuracy")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One entry. `rank` is None for entries that are shown but not ranked; `notes` say why, and what else to know."""
-
-    rank: int | None
-    tied: bool
-    label: str
-    """The model's name, with the run key's first digits where several entries have the same name."""
-    defense: str
-    arch: str
-    clean: Metric | None
-    robust: Metric | None
-    certified: Metric | None
-    certifiers: tuple[tuple[str, str], ...]
-    """(plugin, guarantee) of every certifier that ran."""
-    gap: float | None
-    """robust - certified: the share of examples that is neither broken nor proved."""
-    n: int
-    status: str
-    unreliable: bool
-    randomized: bool
-    flags: tuple[str, ...]
-    notes: tuple[str, ...]
-    run_key: str
-    outcome_sha256: str
-    weights_sha256: str
-    suite_version: str
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The metrics that the run has, in the table's order."""
-        return tuple(m for m in (self.clean, self.robust, self.certified) if m is not None)
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Runs of one request with different outcomes: at least one of them is wrong."""
-
-    run_key: str
-    outcomes: tuple[str, ...]
-    name: str
-
-    def __str__(self) -> str:
-        shown = ", ".join(o[:16] for o in self.outcomes)
-        return f"run {self.run_key} ({self.name}) has {len(self.outcomes)} different outcomes: {shown}"
-
-
-@dataclass(frozen=True)
-class Board:
-    """Entries that answered one question: the same examples, threat model and protocol."""
-
-    id: str
-    data_name: str
-    subset: str
-    fingerprint: str
-    n: int
-    norm: str
-    eps: str
-    protocol: ProtocolPart
-    rows: tuple[Row, ...]
-    conflicts: tuple[Conflict, ...]
-
-
 _Group = tuple[str, str, Fraction, str]
+
+
+def defined_board(published: PublishedBoard) -> Board:
+    """The board of a definition, with or without entries; equal content gives an equal board."""
+    definition = published.definition
+    rule, minimum = definition.ranking.rule, definition.ranking.minimum_level
+    known = best_known(published.entries, minimum)
+    closed = {e.record.run_key for e in published.entries if definition.closed and not definition.outside(e.record)}
+    rows = [
+        published_row(entry, known.get(key := entry.record.run_key), minimum, closed=key in closed)
+        for entry in published.entries
+    ]
+    rows += [imported_row(r, definition.eps, among_verified=rule == "verified") for r in published.imported]
+    placed = verified(rows) if rule == "verified" else reported(rows)
+    first = min((e.record for e in published.entries), key=lambda r: r.run_key, default=None)
+    data = definition.data
+    return Board(
+        id=definition.id,
+        data_name=f"{data.name}-{data.split}" if data.split else data.name,
+        subset=data.subset,
+        fingerprint=data.fingerprint or "",
+        n=data.n or (first.request.data.n if first else max((row.n for row in rows), default=0)),
+        norm=definition.threat.norm,
+        eps=definition.eps,
+        protocol=first.request.protocol if first else None,
+        rows=tuple(placed),
+        conflicts=(),
+        title=definition.title,
+        description=definition.description,
+        ranking=rule,
+        columns=definition.columns,
+        comparisons=comparisons(placed),
+    )
 
 
 def boards(records: Iterable[Record]) -> list[Board]:
@@ -144,7 +115,7 @@ def _slug(text: str) -> str:
 def _board(board_id: str, members: Sequence[Record]) -> Board:
     kept, conflicts = _without_duplicates(members)
     conflicting = {c.run_key for c in conflicts}
-    rows = [_row(record, record.run_key in conflicting) for record in kept]
+    rows = [_own_row(record, record.run_key in conflicting) for record in kept]
     (name, subset), request = _data_name(members), kept[0].request
     return Board(
         id=board_id,
@@ -155,9 +126,17 @@ def _board(board_id: str, members: Sequence[Record]) -> Board:
         norm=request.threat.norm,
         eps=str(Eps.parse(request.threat.eps)),
         protocol=request.protocol,
-        rows=tuple(_ranked(_distinguished(rows))),
+        rows=tuple(verified(rows)),
         conflicts=tuple(conflicts),
     )
+
+
+def _own_row(record: Record, conflicting: bool) -> Row:
+    """A row with a key that is unique even where outcomes of one request differ."""
+    if not conflicting:
+        return record_row(record)
+    outcome = record.outcome_sha256[:8]
+    return replace(record_row(record, [f"conflict: outcome {outcome}"]), key=f"{record.run_key}-{outcome}")
 
 
 def _without_duplicates(members: Sequence[Record]) -> tuple[list[Record], list[Conflict]]:
@@ -182,96 +161,3 @@ def _outcome(record: Record) -> bytes:
     return canonical(
         record.model_dump(mode="json", exclude={"request", "provenance", "host", "outcome_sha256", "content_sha256"})
     )
-
-
-def _row(record: Record, conflicting: bool) -> Row:
-    model, data = record.request.model, record.request.data
-    clean, robust, certified = (record.metric(name) for name in METRICS)
-    reasons = _reasons_not_to_rank(record, conflicting)
-    flags = tuple(f.name for f in record.flags if f.raised)
-    notes = [
-        *reasons,
-        *(f"flag: {name}" for name in flags),
-        *(f"plugin: {name}" for name in sorted(record.request.plugins)),
-    ]
-    done = (s for s in record.stages if s.kind == "certifier" and s.status == "done")
-    return Row(
-        rank=None if reasons else 0,  # filled in by _ranked, which knows the others
-        tied=False,
-        label=model.name,
-        defense=" + ".join(filter(None, (_part_name(model.defense), _part_name(model.wrap)))),
-        arch=model.arch or "",
-        clean=clean,
-        robust=robust,
-        certified=certified,
-        certifiers=tuple(dict.fromkeys((s.plugin, s.guarantee) for s in done)),
-        gap=robust.value - certified.value if robust and certified else None,
-        n=data.n,
-        status=record.status,
-        unreliable=record.unreliable,
-        randomized=model.randomized,
-        flags=flags,
-        notes=tuple(notes),
-        run_key=record.run_key,
-        outcome_sha256=record.outcome_sha256,
-        weights_sha256=model.weights_sha256,
-        suite_version=record.provenance.suite_version,
-    )
-
-
-def _part_name(part: dict[str, object] | None) -> str:
-    name = (part or {}).get("name", "")
-    return name if isinstance(name, str) else json.dumps(name, sort_keys=True)
-
-
-def _reasons_not_to_rank(record: Record, conflicting: bool) -> list[str]:
-    """Words for every reason, none when the entry takes part in the ranking."""
-    robust = record.metric("robust_accuracy")
-    checks = [
-        (conflicting, f"conflict: outcome {record.outcome_sha256[:8]}"),
-        (record.status != "complete", record.status),
-        (record.unreliable, "unreliable"),
-        (bool(record.contradictions), "contradiction"),
-        (record.request.model.randomized, "randomized"),
-        (robust is None, "no robust accuracy"),
-        (
-            robust is not None and robust.n != record.request.data.n,
-            f"covers {robust.n if robust else 0} of {record.request.data.n} examples",
-        ),
-    ]
-    return [words for applies, words in checks if applies]
-
-
-def _distinguished(rows: Sequence[Row]) -> list[Row]:
-    """Names that a reader could take for each other get the run key's first digits."""
-    seen = Counter(_looks_like(row.label) for row in rows)
-    return [
-        replace(row, label=f"{row.label} ({row.run_key[:8]})") if seen[_looks_like(row.label)] > 1 else row
-        for row in rows
-    ]
-
-
-def _looks_like(name: str) -> str:
-    visible = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c)[0] != "C")
-    return " ".join("".join(visible).casefold().split())
-
-
-def _ranked(rows: Sequence[Row]) -> list[Row]:
-    """Ranked entries by the lower end of robust accuracy, then clean accuracy; the others below, in that order too.
-
-    The rank is 1 + the number of entries whose interval lies entirely above: entries that n examples cannot tell
-    apart share one.
-    """
-    ordered = sorted(rows, key=_strength)
-    ranked = [row for row in ordered if row.rank is not None]
-    lowers = sorted(row.robust.ci95[0] for row in ranked if row.robust)
-    ranks = [1 + len(lowers) - bisect_right(lowers, row.robust.ci95[1]) for row in ranked if row.robust]
-    shared = Counter(ranks)
-    placed = [replace(row, rank=r, tied=shared[r] > 1) for row, r in zip(ranked, ranks, strict=True)]
-    return placed + [row for row in ordered if row.rank is None]
-
-
-def _strength(row: Row) -> tuple[float, float, str, str, str]:
-    lower = row.robust.ci95[0] if row.robust else -1.0
-    clean = row.clean.value if row.clean else -1.0
-    return -lower, -clean, row.label, row.run_key, row.outcome_sha256

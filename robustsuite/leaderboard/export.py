@@ -5,112 +5,116 @@ from pathlib import Path
 from typing import Any
 
 from robustsuite.errors import InputError, UsageError
-from robustsuite.leaderboard.board import METRICS, Board, Row, boards
-from robustsuite.leaderboard.display import PERCENTAGES, describe, table_rows, visible
-from robustsuite.results.schema import Record
+from robustsuite.leaderboard.board import boards
+from robustsuite.leaderboard.display import describe, table_rows, visible
+from robustsuite.leaderboard.markdown import EMPTY, GENERATED, index, to_markdown
+from robustsuite.leaderboard.row import Board, Row
+from robustsuite.results.schema import Metric, Record
 from robustsuite.results.store import json_bytes, write_atomic
 
 BOARD_VERSION = 1
-GENERATED = "<!-- Written by `robustsuite board build` from the records; edits here are lost. -->"
-_RANKING = (
-    "Sorted by the lower end of the 95 % interval (Clopper-Pearson) of robust accuracy, then by clean accuracy. A rank "
-    "is 1 + the number of entries whose interval lies entirely above; `=` marks entries that share a rank because "
-    "their intervals overlap. Entries without a rank are incomplete, unreliable, randomized or in conflict, as their "
-    "notes say."
-)
+_LATEX_LEFT_OUT = frozenset({"Group", "Gap %", "n", "Division", "Passes", "Seconds", "Device", "Suite", "Run"})
 
 
 def build(
     records: Iterable[Record], out_dir: str | Path, formats: Sequence[str] = ("md", "csv", "json", "tex")
 ) -> list[Path]:
-    """Write every board of ``records`` in every format, and an index `README.md`; return the paths written.
+    """Write every board of ``records`` as `write` does; raises `InputError` too when there is no record."""
+    _check(formats)
+    return write(boards(records), out_dir, formats)
 
-    Raises `InputError` when there is no record or ``out_dir`` has a README of its own, `UsageError` for an unknown
-    format, `PrerequisiteError` when the disk refuses.
+
+def write(
+    built: Sequence[Board], out_dir: str | Path, formats: Sequence[str] = ("md", "csv", "json", "tex")
+) -> list[Path]:
+    """Write every board in every format, and an index `README.md`; return the paths written.
+
+    Raises `InputError` when ``out_dir`` has a README of its own, `UsageError` for an unknown format,
+    `PrerequisiteError` when the disk refuses.
     """
+    _check(formats)
+    out_dir = Path(out_dir)
+    page = out_dir / "README.md"
+    if page.exists() and GENERATED.encode() not in page.read_bytes():
+        raise InputError(f"{page} was not written by `robustsuite board build`; choose another folder for the tables.")
+    tables = contents(built, formats)
+    for name, body in tables.items():
+        write_atomic(out_dir / name, body)
+    return [out_dir / name for name in tables]
+
+
+def contents(built: Sequence[Board], formats: Sequence[str] = ("md", "csv", "json", "tex")) -> dict[str, bytes]:
+    """What `write` writes: file name to bytes, the index last."""
+    wanted = list(dict.fromkeys(formats))
+    found = {f"{b.id}.{name}": FORMATS[name](b).encode(errors="replace") for b in built for name in wanted}
+    return found | {"README.md": index(built, wanted).encode(errors="replace")}
+
+
+def _check(formats: Sequence[str]) -> None:
     for name in formats:
         if name not in FORMATS:
             raise UsageError(f"no table format '{name}'. Available: {', '.join(FORMATS)}.")
-    built, out_dir = boards(records), Path(out_dir)
-    index = out_dir / "README.md"
-    if index.exists() and GENERATED.encode() not in index.read_bytes():
-        raise InputError(f"{index} was not written by `robustsuite board build`; choose another folder for the tables.")
-    written = []
-    for board in built:
-        for name in dict.fromkeys(formats):
-            written.append(out_dir / f"{board.id}.{name}")
-            write_atomic(written[-1], FORMATS[name](board).encode(errors="replace"))
-    write_atomic(index, _index(built, list(dict.fromkeys(formats))).encode(errors="replace"))
-    return [*written, index]
-
-
-_MARKDOWN = {c: "\\" + c for c in "\\`*_[]|~$"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-
-
-def _markdown_text(text: str) -> str:
-    """Literal text: no table cell, emphasis, HTML, link or address that becomes one by itself."""
-    return text.translate(str.maketrans(_MARKDOWN)).replace("://", "&#58;//").replace("www.", "www&#46;")
-
-
-def _pipe_table(rows: Sequence[dict[str, str]]) -> str:
-    """Aligned table of cells that are Markdown already."""
-    titles = list(rows[0])
-    cells = [titles, *(list(row.values()) for row in rows)]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(titles))]
-    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in cells]
-    rule = "| " + " | ".join("-" * w for w in widths) + " |"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def to_markdown(board: Board) -> str:
-    """A page with the facts, the aligned table, the rule of ranking and the conflicts."""
-    parts = [GENERATED, f"# {board.id}"]
-    parts.append("\n".join(f"- {title}: {_markdown_text(text)}" for title, text in describe(board).items()))
-    rows = [{t: x if t in PERCENTAGES else _markdown_text(x) for t, x in row.items()} for row in table_rows(board)]
-    parts += [_pipe_table(rows), _RANKING]
-    if board.conflicts:
-        lines = (f"- {_markdown_text(visible(str(c), None))}" for c in board.conflicts)
-        parts.append("Conflicts (one request, different outcomes; at least one is wrong):\n\n" + "\n".join(lines))
-    return "\n\n".join(parts) + "\n"
 
 
 def to_csv(board: Board) -> str:
     """One line an entry, raw fractions; text that a spreadsheet would run as a formula gets a leading quote."""
     import pandas as pd
 
-    rows = [{k: _no_formula(v) if isinstance(v, str) else v for k, v in _flat(row).items()} for row in board.rows]
-    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+    columns = {name: [_cell(of(row)) for row in board.rows] for name, of in _FIELDS.items()}
+    return pd.DataFrame(columns, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    flat: dict[str, Any] = {
-        "rank": row.rank,
-        "tied": row.tied,
-        "name": row.label,
-        "defense": row.defense,
-        "arch": row.arch,
-    }
-    for name, metric in zip(METRICS, (row.clean, row.robust, row.certified), strict=True):
-        lower, upper = metric.ci95 if metric else (None, None)
-        flat |= {name: metric.value if metric else None, f"{name}_lower": lower, f"{name}_upper": upper}
-    return flat | {
-        "certifier": "; ".join(plugin for plugin, _ in row.certifiers),
-        "guarantee": "; ".join(guarantee for _, guarantee in row.certifiers),
-        "gap": row.gap,
-        "n": row.n,
-        "status": row.status,
-        "unreliable": row.unreliable,
-        "randomized": row.randomized,
-        "flags": "; ".join(row.flags),
-        "notes": "; ".join(row.notes),
-        "run_key": row.run_key,
-        "weights_sha256": row.weights_sha256,
-        "suite_version": row.suite_version,
+def _metric_fields(name: str, of: Callable[[Row], Metric | None]) -> dict[str, Callable[[Row], Any]]:
+    return {
+        name: lambda row: m.value if (m := of(row)) else None,
+        f"{name}_lower": lambda row: m.ci95[0] if (m := of(row)) else None,
+        f"{name}_upper": lambda row: m.ci95[1] if (m := of(row)) else None,
     }
 
 
-def _no_formula(text: str) -> str:
-    line = visible(text, None)
+_FIELDS: dict[str, Callable[[Row], Any]] = {
+    "rank": lambda row: row.rank,
+    "tied": lambda row: row.tied,
+    "group": lambda row: row.group,
+    "reported_rank": lambda row: row.reported_rank,
+    "name": lambda row: row.label,
+    "defense": lambda row: row.defense,
+    "arch": lambda row: row.arch,
+    "extra_data": lambda row: row.extra_data,
+    **_metric_fields("clean_accuracy", lambda row: row.clean),
+    **_metric_fields("robust_accuracy", lambda row: row.robust),
+    **_metric_fields("best_known", lambda row: row.best_known),
+    **_metric_fields("certified_accuracy", lambda row: row.certified),
+    "certifier": lambda row: "; ".join(plugin for plugin, _ in row.certifiers),
+    "guarantee": lambda row: "; ".join(guarantee for _, guarantee in row.certifiers),
+    "gap": lambda row: row.gap,
+    "n": lambda row: row.n,
+    "status": lambda row: row.status,
+    "level": lambda row: row.level,
+    "division": lambda row: row.division,
+    "unreliable": lambda row: row.unreliable,
+    "randomized": lambda row: row.randomized,
+    "forward": lambda row: row.cost and row.cost.forward,
+    "backward": lambda row: row.cost and row.cost.backward,
+    "seconds": lambda row: row.cost and row.cost.seconds,
+    "device": lambda row: row.cost and row.cost.device,
+    "n_params": lambda row: row.n_params,
+    "flags": lambda row: "; ".join(row.flags),
+    "notes": lambda row: "; ".join(row.notes),
+    "source": lambda row: row.provenance,
+    "venue": lambda row: row.venue,
+    "link": lambda row: row.link,
+    "key": lambda row: row.key,
+    "run_key": lambda row: row.run_key,
+    "weights_sha256": lambda row: row.weights_sha256,
+    "suite_version": lambda row: row.suite_version,
+}
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    line = visible(value, None)
     return "'" + line if line.startswith(tuple("=+-@＝＋－＠")) else line
 
 
@@ -120,9 +124,12 @@ def to_json(board: Board) -> str:
         "kind": "board",
         "board_version": BOARD_VERSION,
         "id": board.id,
+        "title": board.title,
+        "description": board.description,
+        "ranking": board.ranking,
         "data": {"name": board.data_name, "subset": board.subset, "n": board.n, "fingerprint": board.fingerprint},
         "threat": {"norm": board.norm, "eps": board.eps},
-        "protocol": board.protocol.model_dump(mode="json"),
+        "protocol": board.protocol.model_dump(mode="json") if board.protocol else None,
         "rows": [_json_row(row) for row in board.rows],
         "conflicts": [{"run_key": c.run_key, "name": c.name, "outcomes": list(c.outcomes)} for c in board.conflicts],
     }
@@ -130,21 +137,35 @@ def to_json(board: Board) -> str:
 
 
 def _json_row(row: Row) -> dict[str, Any]:
+    metrics = [row.clean, row.robust, row.best_known, row.certified]
     return {
         "rank": row.rank,
         "tied": row.tied,
+        "group": row.group,
+        "reported_rank": row.reported_rank,
         "name": row.label,
+        "key": row.key,
+        "source": row.provenance,
         "defense": row.defense,
         "arch": row.arch,
-        "metrics": [metric.model_dump(mode="json") for metric in row.metrics],
+        "n_params": row.n_params,
+        "extra_data": row.extra_data,
+        "authors": row.authors,
+        "venue": row.venue,
+        "link": row.link,
+        "metrics": [metric.model_dump(mode="json") for metric in metrics if metric],
         "certifiers": [{"name": plugin, "guarantee": guarantee} for plugin, guarantee in row.certifiers],
         "gap": row.gap,
         "n": row.n,
         "status": row.status,
+        "level": row.level,
+        "division": row.division,
         "unreliable": row.unreliable,
         "randomized": row.randomized,
+        "cost": vars(row.cost) if row.cost else None,
         "flags": list(row.flags),
         "notes": list(row.notes),
+        "corrections": [c.model_dump(mode="json") for c in row.corrections],
         "run_key": row.run_key,
         "outcome_sha256": row.outcome_sha256,
         "weights_sha256": row.weights_sha256,
@@ -156,21 +177,13 @@ def to_latex(board: Board) -> str:
     """A booktabs table for a paper (needs ``\\usepackage{booktabs}``); what the record says is escaped."""
     import pandas as pd
 
-    columns = ("Rank", "Model", "Defense", "Architecture", "Clean %", "Robust %", "Certified %", "Certifier", "Notes")
-    frame = pd.DataFrame([{c: row[c] for c in columns} for row in table_rows(board)], columns=list(columns))
-    facts = describe(board)
-    comment = "\n".join(f"% {title}: {text}" for title, text in facts.items())
+    comment = "\n".join(f"% {title}: {text}" for title, text in describe(board).items())
+    rows = table_rows(board)
+    if not rows:
+        return f"{comment}\n% {EMPTY}\n"
+    columns = [title for title in rows[0] if title not in _LATEX_LEFT_OUT]
+    frame = pd.DataFrame([{c: row[c] for c in columns} for row in rows], columns=columns)
     return f"{comment}\n{frame.to_latex(index=False, escape=True, column_format='l' * len(columns))}"
 
 
 FORMATS: dict[str, Callable[[Board], str]] = {"md": to_markdown, "csv": to_csv, "json": to_json, "tex": to_latex}
-
-
-def _index(built: Sequence[Board], formats: Sequence[str]) -> str:
-    rows = []
-    for board in built:
-        facts = {title: _markdown_text(text) for title, text in describe(board).items()}
-        files = ", ".join(f"[{name}]({board.id}.{name})" for name in formats)  # an id is safe in a link
-        ranked = sum(row.rank is not None for row in board.rows)
-        rows.append({"Board": board.id, **facts, "Entries": f"{len(board.rows)} ({ranked} ranked)", "Files": files})
-    return f"{GENERATED}\n\n# Leaderboards\n\n{_pipe_table(rows)}\n"

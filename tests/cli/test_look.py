@@ -99,7 +99,7 @@ def test_schema_is_a_json_schema(run):
 
 
 @pytest.mark.parametrize(
-    "command", ["eval", "certify", "verify", "train", "ls", "show", "doctor", "check", "demo", "schema"]
+    "command", ["eval", "certify", "verify", "submit", "train", "ls", "show", "doctor", "check", "demo", "schema"]
 )
 def test_every_command_has_help_and_json(run, command):
     result = run(command, "--help")

@@ -69,6 +69,12 @@ def test_what_is_never_ranked(make_record, facts, note):
     assert note in board.rows[1].notes
 
 
+def test_taking_back_the_word_unreliable_changes_nothing(make_record):
+    row = only([make_record(flags=("zero_gradients",), unreliable=False)]).rows[0]
+    assert (row.rank, row.unreliable) == (None, True)
+    assert row.notes == ("unreliable", "flag: zero_gradients")
+
+
 def test_flags_and_plugins_are_noted_but_do_not_unrank(make_record):
     row = only([make_record(flags=("zero-gradients",), plugins={"mine.py": "0" * 64})]).rows[0]
     assert row.rank == 1
