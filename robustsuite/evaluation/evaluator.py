@@ -170,16 +170,7 @@ def evaluate(
         with _lock(runs, request.run_key, "open"):
             flags = _open(run_dir, prepared)
         resumed = any((run_dir / "ledger").rglob("*.safetensors"))
-        bench = Bench(
-            prepared.model,
-            prepared.data,
-            prepared.threat,
-            request.seed,
-            request.slots,
-            progress,
-            request.precision,
-            request.channels_last,
-        )
+        bench = bench_of(prepared, progress)
         store = LedgerStore(run_dir, blocks)
         cascade = Cascade(bench, store, prepared.stages, request.protocol)
         cascade.run()
@@ -246,6 +237,21 @@ def _reopen(run_dir: Path, stages: list[Stage]) -> None:
             failed |= found is not None and bool((found[0].outcome == Outcome.ERROR).any())
             if failed:
                 store.drop(name, block)
+
+
+def bench_of(prepared: Prepared, progress: Progress) -> Bench:
+    """What the stages of a prepared run work with."""
+    request = prepared.request
+    return Bench(
+        prepared.model,
+        prepared.data,
+        prepared.threat,
+        request.seed,
+        request.slots,
+        progress,
+        request.precision,
+        request.channels_last,
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from robustsuite.data.dataset import Dataset
 from robustsuite.errors import ContradictionError, IncompleteError, UsageError
 from robustsuite.evaluation.agreement import OUTCOMES, Allowance, allowance
 from robustsuite.evaluation.cascade import Cascade, Parts, Share, run_blocks
-from robustsuite.evaluation.evaluator import Prepared, evaluate, prepare, torch_threads
+from robustsuite.evaluation.evaluator import Prepared, bench_of, evaluate, prepare, torch_threads
 from robustsuite.evaluation.ledger import Blocks, LedgerStore
 from robustsuite.evaluation.progress import Progress
 from robustsuite.evaluation.protocol import Stage
@@ -91,7 +91,7 @@ def rerun_blocks(path: Path, prepared: Prepared, count: int, seed: int, progress
     purpose = f"rerun/{record.content_sha256}/{seed}"
     chosen = choose_blocks(blocks, np.ones(n, bool), count, purpose)
     with torch_threads(record.request.threads), tempfile.TemporaryDirectory() as scratch:
-        bench = _bench(prepared, progress)
+        bench = bench_of(prepared, progress)
         again = _Subset(bench, prepared, ledger, Path(scratch), tuple(chosen))
         findings = [*again.tail_sample()]
         outcomes = again.run()
@@ -197,20 +197,6 @@ class _Chosen(Blocks):
 
     def mine(self) -> list[int]:
         return list(self.chosen)
-
-
-def _bench(prepared: Prepared, progress: Progress) -> Bench:
-    request = prepared.request
-    return Bench(
-        prepared.model,
-        prepared.data,
-        prepared.threat,
-        request.seed,
-        request.slots,
-        progress,
-        request.precision,
-        request.channels_last,
-    )
 
 
 def _agreement(
