@@ -28,7 +28,9 @@ def demo(
     """Train small networks on digits, attack and certify each, and build a leaderboard, in about two minutes."""
     import torch
 
+    from robustsuite.leaderboard.board import boards
     from robustsuite.leaderboard.export import build
+    from robustsuite.leaderboard.site.pages import write_site
     from robustsuite.training.recipes import DIGITS
 
     torch.set_num_threads(_THREADS)
@@ -37,7 +39,7 @@ def demo(
         path = _train(recipe, out, seed)
         results[recipe.name] = path, _evaluate(recipe, path, out, subset, seed, command_of(ctx.obj))
     records = [run.record for _, run in results.values() if run.record is not None]
-    written = build(records, out / "board")
+    written = [*build(records, out / "board"), *write_site(boards(records), out / "site")]
     example, run = list(results.values())[-1]
     after = [
         f"robustsuite verify {shlex.quote(str(run.directory))}",
@@ -52,7 +54,8 @@ def demo(
         console.emit({"checkpoints": paths, "runs": runs, "files": [str(f) for f in written], "next": after})
         return
     _print_table({name: run for name, (_, run) in results.items()}, DIGITS[0].threat)
-    console.say(f"Checkpoints: {out / 'checkpoints'}\nRuns: {out / 'runs'}\nLeaderboard: {written[-1]}")
+    console.say(f"Checkpoints: {out / 'checkpoints'}\nRuns: {out / 'runs'}\nTables: {out / 'board' / 'README.md'}")
+    console.say(f"Leaderboard: open {out / 'site' / 'index.html'}")
     console.say("Next:\n" + "\n".join(f"  {line}" for line in after))
 
 

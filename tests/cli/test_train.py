@@ -186,6 +186,8 @@ def test_demo_prints_one_table_and_builds_a_board(run, monkeypatch, tmp_path):
         assert expected in words
     assert len(list((tmp_path / "demo" / "checkpoints").glob("*.safetensors"))) == len(quick)
     assert (tmp_path / "demo" / "board" / "README.md").exists()
+    assert "demo/site/index.html" in result.stdout
+    assert "digits" in (tmp_path / "demo" / "site" / "index.html").read_text()
     body = run("demo", "--subset", "first:20", "--json").document
     assert set(body["runs"]) == {r.name for r in quick}
     assert all(r["resumed"] for r in body["runs"].values())  # the same training gives the same run
