@@ -43,8 +43,12 @@ def change_arrays(path: Path, change) -> None:
 def unbreak(run_dir: Path, stage: str, positions: list[int]) -> None:
     """Claim that examples have survived: verdicts, evidence, counts and metrics all agree afterwards."""
 
+    order = [s.name for s in record_of(run_dir).request.protocol.stages]
+    later = [name for name in order[order.index(stage) + 1 :] if name in read_ledger(run_dir).stages]
+
     def survive(arrays):
-        arrays[f"{stage}/outcome"][positions] = Outcome.SURVIVED
+        for name in (stage, *later):  # what a stage lets go, the later ones see
+            arrays[f"{name}/outcome"][positions] = Outcome.SURVIVED
         arrays[f"{stage}/distance"][positions] = 0.0
 
     change_arrays(run_dir / "verdicts.safetensors", survive)
@@ -58,7 +62,13 @@ def unbreak(run_dir: Path, stage: str, positions: list[int]) -> None:
     n = record.request.data.n
     robust = metric("robust_accuracy", n - int(ledger.any(Outcome.BROKEN).sum()), n)
     stages = [
-        s.model_copy(update={"n_broken": int((ledger.outcome(s.name) == Outcome.BROKEN).sum())}) for s in record.stages
+        s.model_copy(
+            update={
+                "n_broken": int((ledger.outcome(s.name) == Outcome.BROKEN).sum()),
+                "n_in": s.n_in + len(positions) * (s.name in later),
+            }
+        )
+        for s in record.stages
     ]
     metrics = [robust if m.name == robust.name else m for m in record.metrics]
     reseal(run_dir, metrics=tuple(metrics), stages=tuple(stages))
