@@ -99,8 +99,7 @@ def verify(
     home = _board(stored, board) if attest or correct else ""
     if utc:
         check_time(utc)
-    if attest:
-        _not_attested(attest, home, stored.record.run_key, level)
+    attested = _to_attest(attest, home, stored.record, level) if attest else None
     if adv is not None:
         subject = _load(stored.record, model, data, values.device_of(device), load_plugins(plugin))
         saying = external.Saying(correct, home, by, utc) if correct else None
@@ -114,7 +113,7 @@ def verify(
         subject = _load(stored.record, model, data, values.device_of(device), load_plugins(plugin))
         findings = _with_model(run, subject, level, certificates, examples, seed)
     ok = all(f.ok for f in findings)
-    written = _attest(stored, attest, home, level, by, utc, findings) if attest and ok else None
+    written = _attest(attested, attest, home, level, by, utc, findings) if attest and attested and ok else None
     _show(stored, level, findings, written, as_json=as_json)
 
 
@@ -159,7 +158,7 @@ def _show(
 
 
 def _attest(
-    stored: "StoredRun",
+    record: "Record",
     folder: Path,
     board: str,
     level: int,
@@ -172,8 +171,8 @@ def _attest(
     from robustsuite.results.statements import utc_now, write_attestation
 
     said = Attestation(
-        run_key=stored.record.run_key,
-        content_sha256=stored.record.content_sha256,
+        run_key=record.run_key,
+        content_sha256=record.content_sha256,
         level=level,
         by=by,
         utc=utc or utc_now(),
@@ -183,13 +182,14 @@ def _attest(
     return write_attestation(folder, board, said)
 
 
-def _not_attested(folder: Path, board: str, run_key: str, level: int) -> None:
-    """Said before anything is run."""
-    from robustsuite.results.statements import attestation_path
+def _to_attest(folder: Path, board: str, record: "Record", level: int) -> "Record":
+    """The record that the attestation will be of. What speaks against it is said before anything is run."""
+    from robustsuite.results.statements import attestation_path, published_as
 
-    path = attestation_path(folder, board, run_key, level)
+    path = attestation_path(folder, board, record.run_key, level)
     if path.exists():
         raise UsageError(f"{path} is there already, and is never edited: leave --attest out, or give another --level.")
+    return published_as(folder, board, record)
 
 
 def _board(stored: "StoredRun", named: str | None) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from robustsuite.errors import UsageError, VerificationError
 from robustsuite.results.published import Attestation, Correction
-from robustsuite.results.schema import canonical
+from robustsuite.results.records import load_record
+from robustsuite.results.schema import Record, canonical
 from robustsuite.results.store import json_bytes, read_json, write_atomic
 from robustsuite.results.validation import validated
 
@@ -70,6 +71,30 @@ def attestation_path(folder: Path, board: str, run_key: str, level: int) -> Path
     """Where the attestation of a run and level lies; raises `UsageError` for names that are no file names."""
     _check_names(board, run_key)
     return folder / "attestations" / board / f"{run_key}-{level}.json"
+
+
+def published_as(folder: Path, board: str, record: Record) -> Record:
+    """The record that a folder has published of this run: what an attestation there has to be of.
+
+    Publishing takes folders off all paths, so its hash is another one. ``record`` itself where the folder has no
+    boards. Raises `UsageError` when the run is not published there, `VerificationError` when what is published says
+    something else.
+    """
+    path = folder / "runs" / board / f"{record.run_key}.json"
+    if not path.exists():
+        if (folder / "boards").is_dir():
+            raise UsageError(f"{path} does not exist: publish the run first (robustsuite submit), then attest it.")
+        return record
+    there = load_record(path)
+    if _found(there) != _found(record):
+        raise VerificationError(f"{path} says something else than the run that was verified; nothing was attested.")
+    return there
+
+
+def _found(record: Record) -> tuple[object, ...]:
+    """What a run found, without where it lay."""
+    verdicts = [ref.sha256 for ref in record.files if ref.role == "verdicts"]
+    return record.request.run_key, record.status, record.metrics, record.stages, record.flags, record.tail, verdicts
 
 
 def write_attestation(folder: Path, board: str, attestation: Attestation) -> Path:

@@ -16,6 +16,7 @@ from robustsuite.evaluation.gallery import write_gallery
 from robustsuite.models.reference import ModelSpec
 from robustsuite.results.ledger import read_ledger
 from robustsuite.results.published import Attestation, Correction
+from robustsuite.results.schema import Record
 from robustsuite.results.statements import corrections, statement_sha256
 from robustsuite.results.store import sha256_file
 
@@ -261,3 +262,23 @@ def test_a_randomised_model_runs_again_and_is_judged_by_its_votes(run, checkpoin
     document = run("verify", run_dir, "--adv", "adv.pt", "--json").document
     assert document["newly_broken"]
     assert document["sets"][0]["fooled"] <= 24
+
+
+def test_a_run_is_attested_as_it_was_published(run, sealed, published):
+    root = published.parents[2]
+    said = ("--level", "0", "--attest", root, "--board", "digits-linf", "--by", "me")
+    record = Record.model_validate_json(published.read_text())
+    stripped = record.model_copy(update={"host": record.host.model_copy(update={"command": ""})}).sealed()
+    published.write_text(stripped.model_dump_json())
+    assert run("verify", sealed, *said).exit_code == 0
+    path = root / "attestations" / "digits-linf" / f"{sealed.name}-0.json"
+    assert Attestation.model_validate_json(path.read_text()).content_sha256 == stripped.content_sha256
+    path.unlink()
+    published.write_text(stripped.model_copy(update={"flags": ()}).sealed().model_dump_json())
+    assert run("verify", sealed, *said).exit_code == 6
+    published.unlink()
+    (root / "boards").mkdir()
+    missing = run("verify", sealed, *said)
+    assert missing.exit_code == 2
+    assert "publish the run first" in missing.stderr
+    assert not path.exists()
