@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 from dataclasses import replace
 
 import numpy as np
@@ -171,9 +172,12 @@ def _cost(record: Record) -> Cost:
     return Cost(forward, backward, record.host.wall_seconds, record.host.device_name)
 
 
-def _part_name(part: dict[str, object] | None) -> str:
-    name = (part or {}).get("name", "")
-    return name if isinstance(name, str) else json.dumps(name, sort_keys=True)
+def _part_name(part: dict[str, Any] | None) -> str:
+    """A defense's name and those of its modifiers."""
+    part = part or {}
+    modifiers = listed if isinstance(listed := part.get("modifiers"), list) else []
+    names = [part.get("name", ""), *(m.get("name", "") for m in modifiers if isinstance(m, dict))]
+    return " + ".join(name if isinstance(name, str) else json.dumps(name, sort_keys=True) for name in names)
 
 
 def _reasons_not_to_rank(record: Record) -> list[str]:

@@ -198,3 +198,9 @@ def test_without_certifier_and_defense(make_record):
 def test_no_records_is_an_error_that_says_what_to_do():
     with pytest.raises(InputError, match="robustsuite eval"):
         boards([])
+
+
+def test_the_defense_tells_its_modifiers(make_record):
+    trained = {"name": "trades", "modifiers": [{"name": "awp"}, {"name": "ema"}, 3]}
+    assert only([make_record(defense=trained, wrap={"name": "jpeg"})]).rows[0].defense == "trades + awp + ema + jpeg"
+    assert only([make_record(defense={"name": "own", "modifiers": "many"})]).rows[0].defense == "own"
