@@ -51,5 +51,9 @@ class ContractError(RobustsuiteError):
     exit_code = 6
 
 
+class DivergedBounds(RobustsuiteError):
+    """Bounds of a network in training are no longer finite."""
+
+
 class ContradictionError(VerificationError):
     """One stage certified an example that another stage broke: one of the two is wrong."""

@@ -66,12 +66,16 @@ class Graph:
 
         Raises `UnsupportedOperator` when an operator cannot be bounded on these shapes.
         """
+        return self.values(box, rounding, until)[until or self.output.name]
+
+    def values(self, box: Box, rounding: Rounding = EXACT, until: str | None = None) -> dict[str, Any]:
+        """As `run`: the box of every activation on the way, and whatever else is computed, by name."""
         values: dict[str, Any] = {self.source: box}
         for step in self.steps:
             if until in values:
                 break
             values[step.name] = self.value(step, values, rounding)
-        return values[until or self.output.name]
+        return values
 
     def value(self, step: Node | fx.Node, values: dict[str, Any], rounding: Rounding = EXACT) -> Any:
         """The box of an operator, or whatever else a step computes, given what comes before it by name."""

@@ -1,5 +1,8 @@
 """Interval bound propagation (Gowal et al. 2018, arXiv:1810.12715), for training and for proofs."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,14 +44,62 @@ def ibp_margins(graph: Graph, lower: Tensor, upper: Tensor, y: Tensor, *, guard:
     positive (`smallest_margin`). A last linear layer is merged with the differences of its rows, which is tighter than
     the difference of two bounds.
     """
+    if not guard:
+        return propagated(graph, lower, upper).margins(y)
     last = last_linear(graph)
     if last is not None:
         box = _propagate(graph, lower, upper, guard, last.target.all_input_nodes[0].name)
-        if guard:
-            box = Box(box.lower.double(), box.upper.double())
-        return merged_margins(box, last, y, FLOAT32 if guard else EXACT)
-    low, high = ibp(graph, lower, upper, guard=guard)
-    return without_label(low.gather(1, y.view(-1, 1)) - high, y)
+        return merged_margins(Box(box.lower.double(), box.upper.double()), last, y, FLOAT32)
+    return _apart(Box(*ibp(graph, lower, upper, guard=guard)), y)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """A batch of boxes pushed through ``graph`` up to what a last linear layer takes: ``values`` by name.
+
+    In the dtype of the input, differentiable, in exact arithmetic: for training.
+    """
+
+    graph: Graph
+    values: dict[str, Any]
+
+    def margins(self, y: Tensor) -> Tensor:
+        """Lower bounds ``[N,K]`` of ``logit_y - logit_k``, 0 in column y."""
+        last = last_linear(self.graph)
+        if last is None:
+            return _apart(self.values[self.graph.output.name], y)
+        return merged_margins(self.values[last.target.all_input_nodes[0].name], last, y, EXACT)
+
+    @property
+    def input(self) -> Box:
+        """What was pushed through."""
+        return self.values[self.graph.source]
+
+    @property
+    def activated(self) -> list[Box]:
+        """What the activations take, in the order of execution."""
+        names = [
+            name
+            for step in self.graph.nodes
+            if step.operator.relaxed and step.name in self.values
+            for name in self.graph.activations(step, self.values)
+        ]
+        return [self.values[name] for name in dict.fromkeys(names)]
+
+    def not_finite(self) -> str | None:
+        """The first operator whose box is not finite everywhere, in words; None where all are."""
+        for step in self.graph.nodes:
+            box = self.values.get(step.name)
+            if isinstance(box, Box) and not bool(box.lower.isfinite().all() & box.upper.isfinite().all()):
+                return step.place
+        return None
+
+
+def propagated(graph: Graph, lower: Tensor, upper: Tensor) -> Boxes:
+    """The boxes of the activations over the boxes ``[lower, upper]`` ``[N,C,H,W]``; the last linear layer left out."""
+    last = last_linear(graph)
+    until = None if last is None else last.target.all_input_nodes[0].name
+    return Boxes(graph, graph.values(Box(lower, upper), EXACT, until))
 
 
 def smallest_margin(margins: Tensor, y: Tensor) -> Tensor:
@@ -93,6 +144,11 @@ def merged_margins(x: Box, last: Node, y: Tensor, rounding: Rounding) -> Tensor:
         size = F.linear(x.magnitude, weight.abs(), None if bias is None else bias.abs())
         low = low - rounding.error(weight.shape[1] + 2, size.gather(1, label) + size)
     return without_label(low, y)
+
+
+def _apart(logits: Box, y: Tensor) -> Tensor:
+    """Lower bounds of the margins from bounds of the logits."""
+    return without_label(logits.lower.gather(1, y.view(-1, 1)) - logits.upper, y)
 
 
 def without_label(margins: Tensor, y: Tensor) -> Tensor:

@@ -26,12 +26,12 @@ class Box:
     @property
     def center(self) -> Tensor:
         """Midpoint of every interval."""
-        return (self.lower + self.upper) / 2
+        return (self.lower + self.upper).mul_(0.5)
 
     @property
     def radius(self) -> Tensor:
         """Half the width of every interval."""
-        return (self.upper - self.lower) / 2
+        return (self.upper - self.lower).mul_(0.5)
 
     @property
     def magnitude(self) -> Tensor:

@@ -30,6 +30,8 @@ class StepMethod:
 
     select: ClassVar[Literal["robust", "clean", "last"]] = "robust"
     """What the epoch is selected by, on examples held out of the training data."""
+    monitors: ClassVar[tuple[str, ...]] = ()
+    """What is measured after every epoch besides accuracies: ``ibp_tightness``."""
     batch_coupled: ClassVar[bool] = False
     """Whether an example's loss depends on the rest of the batch (then duplicating a batch may change the loss)."""
     second_order: ClassVar[bool] = False

@@ -179,6 +179,7 @@ def compose(base: tuple[str, StepMethod], *modifiers: tuple[str, StepMethod]) ->
         "restore": perturbing.restore,
         "select": selecting.select,
         "norms": tuple(norm for norm in StepMethod.norms if all(norm in part.norms for part in methods)),
+        "monitors": tuple(dict.fromkeys(name for part in methods for name in part.monitors)),
         "joint": next((part.joint for part in methods if part.joint), ()),
         "replays": max(part.replays for part in methods),
     }

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustsuite.bounds.graph import Graph, trace
 from robustsuite.data.dataset import Dataset
 from robustsuite.errors import ContractError, InputError
 from robustsuite.models.classifier import Passes
@@ -50,6 +51,16 @@ class Training:
     train_other: Callable[..., nn.Module]
     passes: Passes = field(default_factory=Passes)
     before: Passes = field(default_factory=Passes)
+    graph: Graph | None = None
+
+    def trace(self) -> Graph:
+        """The network as bounds see it; for a method whose loss takes bounds, to be asked for in `StepMethod.setup`.
+
+        Raises `UnsupportedOperator` naming the operator that has none.
+        """
+        if self.graph is None:
+            self.graph = trace(self.module, self.input_shape)
+        return self.graph
 
     def forward(self, x: Tensor, module: nn.Module) -> Tensor:
         """What ``module`` answers to ``x``, in the mode that it is in, without a graph; the passes are counted."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robustsuite.errors import ContractError, UsageError
+from robustsuite.bounds.crown_ibp import CrownIBP
+from robustsuite.bounds.graph import Graph, trace
+from robustsuite.bounds.ibp import Boxes, propagated
+from robustsuite.bounds.statistics import Statistics, batch_normalised, normalised_by, noting
+from robustsuite.errors import ContractError, DivergedBounds, UsageError
 from robustsuite.models.classifier import Passes
 from robustsuite.noise import ExampleNoise
 from robustsuite.threat import ThreatModel
@@ -80,7 +84,9 @@ class Step:
     that the inner maximisation sees. `progress` runs from 0 to 1 over the whole training, `epoch` from 1. `noise` is
     bound to the batch's examples and to this step. `views` are detached inputs by name; ``clean`` is `x`. `aux` are the
     run's auxiliary models by name, `memory` what the plugin remembers from step to step, `trace` what the inner
-    maximisation tells beside its result.
+    maximisation tells beside its result. `graph` is the network as bounds see it, where the method has asked the
+    context for it; `boxes` are those of the last bounds that were asked for. `bounds(lower, upper, y)`, where given,
+    answers for `margins`.
     """
 
     module: nn.Module
@@ -92,7 +98,7 @@ class Step:
     num_classes: int
     noise: ExampleNoise
     inner: Callable[[Step, InnerSpec, Tensor, Tensor], Tensor]
-    bounds: Callable[[Tensor, Tensor, Tensor], Tensor]
+    bounds: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     q_attack: Tensor | None = None
     epoch: int = 1
     aux: Mapping[str, nn.Module] = field(default_factory=dict)
@@ -103,11 +109,14 @@ class Step:
     reduce: Callable[[list[Tensor]], list[Tensor]] = _alone
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     compiled: Callable[[Tensor], Tensor] | None = None
+    graph: Graph | None = None
     views: dict[str, Tensor] = field(default_factory=dict)
     trace: dict[str, Any] = field(default_factory=dict)
     passes: Passes = field(default_factory=Passes)
     graphed: int = 0
+    boxes: Boxes | None = None
     _cache: dict[str, Tensor] = field(default_factory=dict)
+    _noted: dict[str, Statistics] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.views.setdefault("clean", self.x)
@@ -136,6 +145,7 @@ class Step:
             )
         self.views["clean"] = self.x
         self._cache.clear()
+        self._noted.clear()
 
     def logits(self, view: str) -> Tensor:
         """Logits ``[B,K]`` of a view, with a graph to the parameters; one forward pass however often it is asked.
@@ -146,17 +156,24 @@ class Step:
             raise UsageError(f"no view '{view}' in this step; the views slot gave: {', '.join(self.views)}.")
         if view not in self._cache:
             group = [name for name in self.joint if name in self.views] if view in self.joint else [view]
-            together = self.forward(torch.cat([self.views[name] for name in group]) if group[1:] else self.views[view])
+            x = torch.cat([self.views[name] for name in group]) if group[1:] else self.views[view]
+            if self.graph is not None and batch_normalised(self.module):
+                with noting(self.module) as seen:
+                    together = self.forward(x, uncompiled=True)
+                self._noted.update(dict.fromkeys(group, seen))
+            else:
+                together = self.forward(x)
             self._cache.update(zip(group, together.split([len(self.views[name]) for name in group]), strict=True))
         return self._cache[view]
 
-    def forward(self, x: Tensor, module: nn.Module | None = None) -> Tensor:
+    def forward(self, x: Tensor, module: nn.Module | None = None, *, uncompiled: bool = False) -> Tensor:
         """Logits of any input, not cached, of the trained module or of an auxiliary one; in float32."""
         self.passes.forward += x.shape[0]
         if torch.is_grad_enabled():
             self.graphed += x.shape[0]
         with self.autocast():
-            logits = self.compiled(x) if module in (None, self.module) and self.compiled else (module or self.module)(x)
+            compiled = self.compiled if module in (None, self.module) and not uncompiled else None
+            logits = (compiled or module or self.module)(x)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def infer(self, x: Tensor, module: nn.Module) -> Tensor:
@@ -181,18 +198,62 @@ class Step:
         grads = torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
         return self.reduce([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)])
 
-    def margins(self, lower: Tensor, upper: Tensor) -> Tensor:
+    def margins(self, lower: Tensor, upper: Tensor, view: str = "clean") -> Tensor:
         """Lower bounds of ``logit_y - logit_k`` over the boxes ``[lower, upper]``, ``[B,K]`` (0 in column y).
 
-        Differentiable, in float32: for training, not for a certificate.
+        Differentiable, in float32: for training, not for a certificate. Batch normalisations in train mode normalise
+        by the statistics that ``view`` has in its own forward pass, which is made if it was not yet. Raises
+        `DivergedBounds` where bounds are not finite, `UnsupportedOperator` where the network has none.
         """
-        self.passes.forward += 2 * lower.shape[0]
-        self.graphed += 2 * lower.shape[0]
-        return self.bounds(lower, upper, self.y)
+        self._count(2 * len(lower))
+        if self.bounds is not None:
+            return self.bounds(lower, upper, self.y)
+        with self.normalised(view) as graph:
+            self.boxes = propagated(graph, lower, upper)
+            return self._finite(self.boxes.margins(self.y))
+
+    def crown_ibp(self, lower: Tensor, upper: Tensor, view: str = "clean", *, fused: float | None = None) -> Tensor:
+        """As `margins`, by one backward pass over the interval bounds of the layers before (`CrownIBP`).
+
+        With ``fused``: upper bounds ``[B]`` of the cross-entropy itself by loss fusion, that share of them backward
+        (`CrownIBP.worst_loss`).
+        """
+        with self.normalised(view) as graph:
+            bounds = CrownIBP(graph, lower, upper)
+            self.boxes = bounds.boxes
+            self._count((2 + (self.num_classes if fused is None else int(fused > 0))) * len(lower))
+            return self._finite(bounds.margins(self.y) if fused is None else bounds.worst_loss(self.y, fused))
+
+    @contextmanager
+    def normalised(self, view: str) -> Iterator[Graph]:
+        """The network for bounds of one's own, normalised by the statistics of ``view``."""
+        if batch_normalised(self.module) and view not in self._noted:
+            self._cache.pop(view, None)
+        graph = self.graph = self.graph or trace(self.module, self.x.shape[1:])
+        if batch_normalised(self.module):
+            self.logits(view)
+        with normalised_by(self._noted.get(view, {})):
+            yield graph
+
+    def _count(self, passes: int) -> None:
+        self.passes.forward += passes
+        self.graphed += passes
+
+    def _finite(self, bounds: Tensor) -> Tensor:
+        """``bounds``, or an error that says where they stop being finite."""
+        if bool(bounds.isfinite().all()):
+            return bounds
+        place = (self.boxes and self.boxes.not_finite()) or "the margins of the logits"
+        raise DivergedBounds(
+            f"the bounds overflow float32 in {place}, at {self.progress:.0%} of the training. Let eps grow later and "
+            "more slowly (-D warmup, -D ramp, -D schedule=smoothed), or begin with weights made for bounds (fast_ibp)"
+        )
 
     def forget_logits(self) -> None:
         """Drop cached forwards: the weights have moved, or the loss is evaluated again on the same views."""
         self._cache.clear()
+        self._noted.clear()
+        self.boxes = None
         self.graphed = 0
 
 

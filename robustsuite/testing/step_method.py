@@ -6,8 +6,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robustsuite.bounds.graph import trace
-from robustsuite.bounds.ibp import ibp_margins
 from robustsuite.data.dataset import Dataset
 from robustsuite.defenses.composed import Composed, fills
 from robustsuite.defenses.context import Context
@@ -25,7 +23,7 @@ from robustsuite.training.loop import train
 _PROGRESS = (0.0, 0.5, 1.0)
 _BATCH = 8
 _THREATS = ("Linf:0.1", "L2:0.5")
-_TRAINING = ("Linf:0.05", "mlp", {"hidden": 16, "depth": 1})
+_TRAINING = ("mlp", {"hidden": 16, "depth": 1})
 
 
 def check_step_method(report: Report, method: Composed) -> None:
@@ -60,6 +58,11 @@ class _Bench:
     method: Composed
     data: Dataset = dataclasses.field(default_factory=toy_data)
 
+    @property
+    def threats(self) -> tuple[str, ...]:
+        """Those of `_THREATS` that the method is made for."""
+        return tuple(text for text in _THREATS if text.partition(":")[0] in self.method.norms)
+
     def module(self) -> nn.Module:
         """A network with parameters of its own, in train mode, without batch norm or dropout."""
         with fork_global(SEED, "testing/defense"):
@@ -67,23 +70,21 @@ class _Bench:
                 nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
             ).train()
 
-    def play(
-        self, module: nn.Module, rows: Tensor, progress: float, threat: str = _THREATS[0], seed: int = SEED
-    ) -> _Played:
+    def play(self, module: nn.Module, rows: Tensor, progress: float, threat: str = "", seed: int = SEED) -> _Played:
         """The loop's order: labels, views, terms, weights, reduction."""
+        threat = threat or (self.threats or _THREATS)[0]
         found: list[tuple[InnerSpec, Tensor]] = []
 
         def inner(step: Step, spec: InnerSpec, x: Tensor, q: Tensor) -> Tensor:
             found.append((spec, maximise(step, spec, x, q)))
             return found[-1][1]
 
-        def bounds(lower: Tensor, upper: Tensor, y: Tensor) -> Tensor:
-            return ibp_margins(trace(module, self.data.input_shape), lower, upper, y)
-
         y = self.data.y[rows]
         q = nn.functional.one_hot(y, self.data.num_classes).float()
         context = self.context(module, threat)
+        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         self.method.setup(context)
+        module.load_state_dict(before)  # weights to begin with are no part of a step
         step = Step(
             module=module,
             x=self.data.x[rows].clone(),
@@ -94,7 +95,7 @@ class _Bench:
             num_classes=self.data.num_classes,
             noise=Noise(seed, "testing/step").at(self.data.ids[rows]),
             inner=inner,
-            bounds=bounds,
+            graph=context.graph,
             aux=context.aux,
             memories=context.memories,
             joint=self.method.joint,
@@ -156,7 +157,7 @@ class _Bench:
 
     def views(self) -> str:
         told: dict[str, None] = {}
-        for text in (t for t in _THREATS if t.partition(":")[0] in self.method.norms):
+        for text in self.threats:
             played = self.play(self.module(), self.rows(), 0.5, text)
             step = played.step
             for name, attached in step.views.items():
@@ -235,7 +236,8 @@ class _Bench:
 
     def training(self) -> str:
         """Some epochs of the real loop lower the loss that is trained on."""
-        threat, arch, params = _TRAINING
+        arch, params = _TRAINING
+        threat = str(ThreatModel.parse((self.threats or _THREATS)[0]).scaled(0.5))
         shape, classes = self.data.input_shape, self.data.num_classes
         factory = ARCHITECTURES.get(arch).target
         trained = train(

@@ -1,5 +1,6 @@
 """The epochs of a training as they end: validated, entered, the best of them kept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from robustsuite.defenses.context import Training
 from robustsuite.models.loading import fits
 from robustsuite.noise import Noise
 from robustsuite.training.launch import Launch
+from robustsuite.training.monitors import MONITORS
 from robustsuite.training.settings import Settings
 from robustsuite.training.trained import DivergedError, Epoch, Trained
 from robustsuite.training.validation import Scores, scores
@@ -26,6 +28,7 @@ class Book:
     training: Training
     launch: Launch
     select: Literal["robust", "clean", "last"]
+    monitors: Sequence[str] = ()
 
     def enter(self, number: int, module: nn.Module, terms: dict[str, float]) -> None:
         """Validate ``module``, book the epoch, and remember its weights when they are the best so far.
@@ -38,7 +41,10 @@ class Book:
             raise self.diverged(f"after epoch {number} the weights are no longer finite ({', '.join(broken[:4])})")
         found = self.validate(module, robust=self.select == "robust" or number == self.settings.epochs)
         trained, training = self.trained, self.training
-        trained.history.append(Epoch(number, terms, *found))
+        monitored = {
+            name: MONITORS[name](module, self.held or training.data, training.threat) for name in self.monitors
+        }
+        trained.history.append(Epoch(number, terms, *found, **monitored))
         trained.last_state = state
         trained.forward, trained.backward = self.launch.total(training.passes.forward, training.passes.backward)
         trained.forward_before, trained.backward_before = self.launch.total(

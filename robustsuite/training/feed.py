@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustsuite.bounds.graph import Graph, trace
-from robustsuite.bounds.ibp import ibp_margins
 from robustsuite.defenses.context import Training
 from robustsuite.defenses.step import Step
 from robustsuite.noise import Noise
@@ -33,7 +31,6 @@ class Feed:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.compiled = torch.compile(self.module) if self.settings.compile else None
-        self._graph: Graph | None = None
 
     def step(self, rows: Tensor, done: int, epoch: int, **slots: Any) -> Step:
         """The examples at ``rows`` after ``done`` steps; ``slots`` are further fields of `Step`."""
@@ -51,7 +48,7 @@ class Feed:
             num_classes=classes,
             noise=Noise(self.settings.seed, f"train/step{done}").at(self.ids[mine]),
             inner=maximise,
-            bounds=self._margins,
+            graph=self.training.graph,
             epoch=epoch,
             autocast=self.launch.autocast,
             compiled=self.compiled,
@@ -59,8 +56,3 @@ class Feed:
             passes=self.training.passes,
             **slots,
         )
-
-    def _margins(self, lower: Tensor, upper: Tensor, y: Tensor) -> Tensor:
-        if self._graph is None:
-            self._graph = trace(self.module, self.training.data.input_shape)
-        return ibp_margins(self._graph, lower, upper, y)

@@ -11,7 +11,7 @@ from robustsuite.data.dataset import Dataset
 from robustsuite.defenses.composed import Composed
 from robustsuite.defenses.context import Context
 from robustsuite.defenses.step import Step, reduce_terms
-from robustsuite.errors import UsageError
+from robustsuite.errors import DivergedBounds, UsageError
 from robustsuite.noise import Noise, fork_global
 from robustsuite.training.book import Book
 from robustsuite.training.feed import Feed
@@ -70,7 +70,9 @@ class Run:
     def __post_init__(self) -> None:
         self.module = self.trained.module
         self.feed = Feed(self.context, self.settings, self.launch, self.context.total)
-        self.book = Book(self.trained, self.settings, self.held, self.context, self.launch, self.method.select)
+        self.book = Book(
+            self.trained, self.settings, self.held, self.context, self.launch, self.method.select, self.method.monitors
+        )
         seen = len(self.data) * self.method.replays
         self.losses = Losses(self.book, self.progress, self.context.total, seen)
         self.method.setup(self.context)
@@ -120,7 +122,10 @@ class Run:
             self.method.data(step)
             step.q = self.method.labels(step)
             step.views.update(self.method.views(step))
-            scalars = self._update(step)
+            try:
+                scalars = self._update(step)
+            except DivergedBounds as error:
+                raise self.book.diverged(str(error)) from error
         self.method.post_step(step)
         self.done += 1
         self.losses.note(self.done, step, scalars, len(rows))

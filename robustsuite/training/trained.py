@@ -17,7 +17,8 @@ class Epoch:
     """One epoch: mean loss terms, and what the held-out examples say (None: not measured), accuracies in [0,1].
 
     Two monitors of catastrophic overfitting: FGSM's accuracy far above PGD's (`robust_accuracy`), and the share of
-    `abnormal` examples, whose loss FGSM lowers.
+    `abnormal` examples, whose loss FGSM lowers. `ibp_tightness`: mean over some examples (`bounds.tightness`), for
+    methods that train on bounds.
     """
 
     number: int
@@ -26,10 +27,12 @@ class Epoch:
     robust_accuracy: float | None = None
     fgsm_accuracy: float | None = None
     abnormal: float | None = None
+    ibp_tightness: float | None = None
 
     def row(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+        """As plain data; what only some methods have measured is left out where it was not."""
+        row = asdict(self)
+        return row if self.ibp_tightness is not None else {k: v for k, v in row.items() if k != "ibp_tightness"}
 
     @property
     def collapsed(self) -> bool:

@@ -143,11 +143,35 @@ def test_tightness_falls_with_depth_at_least_as_the_paper_says():
     assert found == sorted(found, reverse=True)
 
 
-def test_training_on_interval_bounds_raises_it():
+def deep_relu(depth, width, seed):
+    layers = []
+    for layer in deep_linear(depth, width, seed):
+        with torch.no_grad():
+            layer.weight.mul_(math.sqrt(2))
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def initial_relu(depth, width):
+    x, y = torch.rand(8, 400, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    return sum(float(ibp_tightness(deep_relu(depth, width, s), x, 0.05, y).mean()) for s in range(3)) / 3
+
+
+def test_tightness_of_relu_networks_falls_with_depth_and_width_too():
+    by_depth = [initial_relu(depth, 50) for depth in (2, 3, 4, 6)]
+    by_width = [initial_relu(3, width) for width in (20, 80, 320)]
+    assert by_depth == sorted(by_depth, reverse=True)
+    assert by_width == sorted(by_width, reverse=True)
+    assert by_depth[-1] < by_depth[0] / 3
+    assert by_width[-1] < by_width[0] / 3
+
+
+@pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU], ids=["linear", "relu"])
+def test_training_on_interval_bounds_raises_it(activation):
     from robustsuite.bounds.ibp import ibp_margins, input_box
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+    model = nn.Sequential(nn.Linear(8, 32), activation(), nn.Linear(32, 32), activation(), nn.Linear(32, 3))
     y = torch.arange(60) % 3
     x = (torch.rand(3, 8)[y] + 0.05 * torch.randn(60, 8)).clamp(0, 1)
     before, graph = float(ibp_tightness(model, x, 0.1, y).mean()), trace(model)

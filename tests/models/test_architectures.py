@@ -32,6 +32,12 @@ MNIST, CIFAR, DIGITS = (1, 28, 28), (3, 32, 32), (1, 8, 8)
         ("aol_cnn", DIGITS, 26_090),
         ("sll_mlp", DIGITS, 59_530),
         ("sll_cnn", DIGITS, 33_018),
+        ("cnn3", DIGITS, 9_930),
+        ("cnn3", MNIST, 24_330),
+        ("cnn5", DIGITS, 84_826),
+        ("cnn5", CIFAR, 1_068_154),
+        ("cnn7", CIFAR, 17_192_650),
+        ("cnn7", MNIST, 13_259_338),
     ],
 )
 def test_parameters_and_output(name: str, shape: tuple, params: int) -> None:
@@ -42,7 +48,7 @@ def test_parameters_and_output(name: str, shape: tuple, params: int) -> None:
 
 def test_every_architecture_is_tested_above() -> None:
     tested = {"cnn_a", "conv_small", "madry_tiny", "mlp_b", "mlp", "small_cnn", "resnet18", "preactresnet18"}
-    tested |= {"aol_mlp", "aol_cnn", "sll_mlp", "sll_cnn", "wrn28_10", "wrn34_10"}
+    tested |= {"cnn3", "cnn5", "cnn7", "aol_mlp", "aol_cnn", "sll_mlp", "sll_cnn", "wrn28_10", "wrn34_10"}
     built_in = {e.name for e in ARCHITECTURES if e.origin.startswith("robustsuite.")}
     assert built_in == tested
 
@@ -113,3 +119,29 @@ def test_a_wide_resnet_answers_as_robustbenchs_with_its_weights() -> None:
     x = torch.rand(4, *CIFAR)
     with torch.no_grad():
         assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cnn3", "cnn5", "cnn7"])
+def test_networks_of_certified_training_are_wide_or_narrow_with_batch_norm_or_without(name: str) -> None:
+    kinds = [
+        [
+            type(m).__name__
+            for m in factory.build(name, {"batch_norm": on, "width": 4}, num_classes=10, input_shape=DIGITS)
+        ]
+        for on in (True, False)
+    ]
+    assert [kind for kind in kinds[0] if not kind.startswith("BatchNorm")] == kinds[1]
+    hidden = sum(kind in ("Conv2d", "Linear") for kind in kinds[1])
+    assert hidden == int(name[-1])
+    assert sum(kind.startswith("BatchNorm") for kind in kinds[0]) == hidden - 1  # after all but the logits
+    with pytest.raises(InputError, match="at least 1"):
+        factory.build(name, {"width": 0}, num_classes=10, input_shape=DIGITS)
+    with pytest.raises(InputError, match="too small"):
+        factory.build("cnn3", {}, num_classes=10, input_shape=(1, 2, 2))
+
+
+def test_cnn7_is_the_network_that_the_splits_of_taps_count() -> None:
+    from robustsuite.bounds.graph import trace
+
+    net = factory.build("cnn7", {"width": 2, "hidden": 8}, num_classes=10, input_shape=CIFAR)
+    assert len(trace(net).nodes) == 20  # and the normalisation: 10 + 11 = 4 + 17 = 21 in the paper's settings
