@@ -140,7 +140,7 @@ def _cost(row: Row) -> dict[str, str]:
     cost = row.cost
     if cost is None or not cost.forward:
         return {"Passes": "", "Seconds": "", "Device": ""}
-    seconds = f"{cost.seconds:.3g}" if cost.seconds else ""
+    seconds = (f"{cost.seconds:.0f}" if cost.seconds >= 100 else f"{cost.seconds:.3g}") if cost.seconds else ""
     return {"Passes": str(cost.forward + cost.backward), "Seconds": seconds, "Device": cost.device}
 
 
