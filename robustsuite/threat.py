@@ -6,8 +6,10 @@ Tensors are used through their methods alone, so that reading an eps (boards, re
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from robustsuite.errors import UsageError
@@ -139,6 +141,13 @@ class ThreatModel:
         flat_size, flat_room = size.flatten(1), room.flatten(1).clamp(min=0)
         kept = self._shrink_l2(flat_size, flat_room) if self.norm == "L2" else self._shrink_l1(flat_size, flat_room)
         return kept.to(delta.dtype).view_as(delta) * delta.sign()
+
+    def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """`project` around fixed images, for loops: of Linf the bounds are made once, and one clamp is left."""
+        if self.norm != "Linf":
+            return partial(self.project, x)
+        lower, upper = (-x).clamp(min=-self.radius), (1 - x).clamp(max=self.radius)
+        return lambda delta: delta.detach().clamp(lower, upper)
 
     def _shrink_l2(self, size: Tensor, room: Tensor) -> Tensor:
         """``min(t size, room)`` with the largest t <= 1 whose norm is at most eps.

@@ -115,6 +115,13 @@ def test_projection_keeps_what_is_feasible_and_zero_eps_gives_zero():
         assert threat_of(norm, 0.0).project(x, delta).abs().max() == 0
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_a_projector_projects_as_project_does(norm):
+    threat, (x, delta) = ThreatModel.parse(f"{norm}:0.3"), torch.rand(2, 7, 1, 4, 4, generator=torch.Generator())
+    x[0], delta = x[0].round(), 4 * delta - 2
+    assert torch.equal(threat.projector(x)(delta), threat.project(x, delta))
+
+
 def test_projection_takes_no_gradient():
     x, delta = case(0, 5, 1.0, edges=False)
     assert not threat_of("L2", 0.1).project(x, delta.requires_grad_()).requires_grad

@@ -27,7 +27,8 @@ def maximise(step: Step, spec: InnerSpec, x: Tensor, q: Tensor) -> Tensor:
     threat = step.threat.scaled(spec.eps)
     alpha = spec.alpha * step.threat.radius * (-1 if spec.descend else 1)
     room = threat if spec.project else ThreatModel("Linf", Eps.parse("1"))
-    delta = room.project(x, start(spec, x, step.threat.scaled(spec.eps * spec.init_eps), step.noise.child("inner")))
+    project = room.projector(x)
+    delta = project(start(spec, x, step.threat.scaled(spec.eps * spec.init_eps), step.noise.child("inner")))
     label = q.argmax(1)
     kappa = torch.zeros_like(label)
     left = torch.full_like(label, spec.patience if spec.patience is not None else spec.steps)
@@ -44,7 +45,7 @@ def maximise(step: Step, spec: InnerSpec, x: Tensor, q: Tensor) -> Tensor:
             step.passes.backward += x.shape[0]
             if threat.norm == "L1":  # whose ascent moves one pixel: let it be one that the box lets move
                 grad = grad.masked_fill(torch.where(grad * alpha > 0, leaf >= 1, leaf <= 0), 0)
-            moved = room.project(x, delta + alpha * threat.ascent(grad))
+            moved = project(delta + alpha * threat.ascent(grad))
             if spec.count or spec.patience is not None:
                 right = logits.detach().argmax(1) == label
                 kappa += right
