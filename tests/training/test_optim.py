@@ -35,6 +35,8 @@ def test_factors_stay_in_range(name: str):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_descends(name: str):
     module = nn.Linear(1, 1)
+    nn.init.ones_(module.weight)  # far from the minimum, which a step of 0.1 may otherwise jump over
+    nn.init.ones_(module.bias)
     optimizer = make_optimizer(Settings(optimizer=name, lr=0.1), module)
     before = module(torch.ones(1, 1)).pow(2)
     before.backward()
