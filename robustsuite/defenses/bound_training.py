@@ -13,6 +13,7 @@ from robustsuite.defenses.losses import ce
 from robustsuite.errors import UsageError
 
 Schedule = Literal["linear", "smoothed"]
+MNIST = {"warmup": 1 / 70, "ramp": 21 / 70}  # of the published recipes, as shares of the training
 _TURN, _POWER = 0.25, 4.0  # where the smoothed schedule turns linear, and how it begins (auto_LiRPA's scheduler)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustsuite.defenses.base import Step, Term
 from robustsuite.defenses.bound_training import worst
-from robustsuite.defenses.expressive import LARGE, MNIST, PAPER, SMALL, Expressive
+from robustsuite.defenses.expressive import ATTACKED_MNIST, LARGE, PAPER, SMALL, Expressive
 from robustsuite.registry import register_defense
 
 
@@ -17,9 +17,9 @@ from robustsuite.registry import register_defense
     paper=f"{PAPER}, eq. 7",
     cost="steps + 3 passes",
     defaults={
-        "mnist": MNIST | {"coefficient": 0.3, "l1": 3e-6, "eps": 4 / 3},
-        "mnist-0.1": MNIST | {"coefficient": 0.1, "l1": 2e-6, "eps": 2.0},
-        "mnist-0.3": MNIST | {"coefficient": 0.3, "l1": 3e-6, "eps": 4 / 3},
+        "mnist": ATTACKED_MNIST | {"coefficient": 0.3, "l1": 3e-6, "eps": 4 / 3},
+        "mnist-0.1": ATTACKED_MNIST | {"coefficient": 0.1, "l1": 2e-6, "eps": 2.0},
+        "mnist-0.3": ATTACKED_MNIST | {"coefficient": 0.3, "l1": 3e-6, "eps": 4 / 3},
         "cifar10": LARGE | {"coefficient": 0.5},
         "cifar10-2/255": SMALL | {"coefficient": 1e-2, "l1": 3e-6},
         "cifar10-8/255": LARGE | {"coefficient": 0.5},

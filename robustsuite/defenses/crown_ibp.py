@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from robustsuite.defenses.base import Step, Term
-from robustsuite.defenses.bound_training import BoundTraining, worst
+from robustsuite.defenses.bound_training import MNIST, BoundTraining, worst
 from robustsuite.errors import UsageError
 from robustsuite.registry import register_defense
 
-_MNIST = {"warmup": 1 / 70, "ramp": 21 / 70, "schedule": "smoothed"}
+_MNIST = MNIST | {"schedule": "smoothed"}
 
 
 @register_defense(

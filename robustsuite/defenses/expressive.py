@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robustsuite.defenses.base import Step, Term
-from robustsuite.defenses.bound_training import BoundTraining, Schedule, worst
+from robustsuite.defenses.bound_training import MNIST, BoundTraining, Schedule, worst
 from robustsuite.defenses.losses import ce
 from robustsuite.defenses.small_box import adversarial
 from robustsuite.errors import UsageError
 
 PAPER = "De Palma et al. 2024, arXiv:2305.13991"
-MNIST = {"warmup": 1 / 70, "ramp": 21 / 70, "steps": 1, "alpha": 10.0}
+ATTACKED_MNIST = MNIST | {"steps": 1, "alpha": 10.0}
 SMALL = {"warmup": 1 / 160, "ramp": 81 / 160, "steps": 8, "alpha": 0.25, "attack_eps": 2.1}
 LARGE = {"warmup": 1 / 260, "ramp": 81 / 260, "steps": 1, "alpha": 10.0}
 

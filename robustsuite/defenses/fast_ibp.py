@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from robustsuite.defenses.bound_training import Schedule
+from robustsuite.defenses.bound_training import MNIST, Schedule
 from robustsuite.defenses.ibp import IBP
 from robustsuite.registry import register_defense
-
-_MNIST = {"warmup": 1 / 70, "ramp": 21 / 70}
 
 
 @register_defense(
@@ -16,9 +14,9 @@ _MNIST = {"warmup": 1 / 70, "ramp": 21 / 70}
     fidelity="reconstructed",
     cost="2 passes, 3 where the network has batch norm or kappa is above 0",
     defaults={
-        "mnist": _MNIST | {"eps": 4 / 3},
-        "mnist-0.1": _MNIST | {"eps": 2.0},
-        "mnist-0.3": _MNIST | {"eps": 4 / 3},
+        "mnist": MNIST | {"eps": 4 / 3},
+        "mnist-0.1": MNIST | {"eps": 2.0},
+        "mnist-0.3": MNIST | {"eps": 4 / 3},
         "cifar10": {"warmup": 1 / 160, "ramp": 81 / 160},
         "cifar10-2/255": {"warmup": 1 / 160, "ramp": 81 / 160},
         "cifar10-8/255": {"warmup": 1 / 240, "ramp": 121 / 240},

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robustsuite.defenses.base import Step, Term
-from robustsuite.defenses.bound_training import BoundTraining, Schedule, worst
+from robustsuite.defenses.bound_training import MNIST, BoundTraining, Schedule, worst
 from robustsuite.defenses.small_box import adversarial, small_box
 from robustsuite.errors import UsageError
 from robustsuite.registry import register_defense
-
-_MNIST = {"warmup": 1 / 70, "ramp": 21 / 70}
 
 
 @register_defense(
@@ -20,9 +18,9 @@ _MNIST = {"warmup": 1 / 70, "ramp": 21 / 70}
     paper="Mueller et al. 2023, arXiv:2210.04871, eq. 4",
     cost="steps + 2 passes, 1 more where the network has batch norm or kappa is above 0",
     defaults={
-        "mnist": _MNIST | {"shrink": 0.9, "eps": 1.0},
-        "mnist-0.1": _MNIST | {"shrink": 0.4, "eps": 2.0},
-        "mnist-0.3": _MNIST | {"shrink": 0.9, "eps": 1.0},
+        "mnist": MNIST | {"shrink": 0.9, "eps": 1.0},
+        "mnist-0.1": MNIST | {"shrink": 0.4, "eps": 2.0},
+        "mnist-0.3": MNIST | {"shrink": 0.9, "eps": 1.0},
         "cifar10": {"warmup": 1 / 180, "ramp": 81 / 180, "shrink": 0.7},
         "cifar10-2/255": {"warmup": 1 / 160, "ramp": 81 / 160, "shrink": 0.1, "eps": 1.5},
         "cifar10-8/255": {"warmup": 1 / 180, "ramp": 81 / 180, "shrink": 0.7},

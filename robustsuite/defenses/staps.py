@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robustsuite.defenses.base import Step, Term
+from robustsuite.defenses.bound_training import MNIST
 from robustsuite.defenses.small_box import adversarial, small_box
 from robustsuite.defenses.taps import PAPER, TAPS
 from robustsuite.errors import UsageError
 from robustsuite.registry import register_defense
 
-_MNIST = {"warmup": 1 / 70, "ramp": 21 / 70, "last": 4}
+_MNIST = MNIST | {"last": 4}
 
 
 @register_defense(

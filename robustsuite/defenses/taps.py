@@ -10,13 +10,12 @@ from robustsuite.bounds.ibp import Boxes
 from robustsuite.bounds.latent import middle, onward
 from robustsuite.bounds.rounding import Box
 from robustsuite.defenses.base import Step, Term
-from robustsuite.defenses.bound_training import BoundTraining, Schedule, worst
+from robustsuite.defenses.bound_training import MNIST, BoundTraining, Schedule, worst
 from robustsuite.defenses.context import Context
 from robustsuite.errors import UsageError
 from robustsuite.registry import register_defense
 
 PAPER = "Mao et al. 2023, arXiv:2305.04574"
-_MNIST = {"warmup": 1 / 70, "ramp": 21 / 70}
 _DECAYS = (0.5, 0.7)  # shares of the steps after which their size falls to a tenth
 
 
@@ -27,9 +26,9 @@ _DECAYS = (0.5, 0.7)  # shares of the steps after which their size falls to a te
     cost="2 passes, and (classes - 1) restarts (steps + 1) of the last operators",
     fidelity="reconstructed",
     defaults={
-        "mnist": _MNIST | {"last": 8, "eps": 4 / 3},
-        "mnist-0.1": _MNIST | {"last": 11, "eps": 2.0},
-        "mnist-0.3": _MNIST | {"last": 8, "eps": 4 / 3},
+        "mnist": MNIST | {"last": 8, "eps": 4 / 3},
+        "mnist-0.1": MNIST | {"last": 11, "eps": 2.0},
+        "mnist-0.3": MNIST | {"last": 8, "eps": 4 / 3},
         "cifar10": {"warmup": 1 / 180, "ramp": 81 / 180, "last": 4},
         "cifar10-2/255": {"warmup": 1 / 160, "ramp": 81 / 160, "last": 17},
         "cifar10-8/255": {"warmup": 1 / 180, "ramp": 81 / 180, "last": 4},

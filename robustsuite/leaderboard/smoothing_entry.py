@@ -11,7 +11,7 @@ from robustsuite.results.curve import AT, GRID, certified_at
 from robustsuite.results.published import Curve, CurvePoint, ImportedEntry
 from robustsuite.results.radii import report
 from robustsuite.results.schema import Flag, Metric, canonical
-from robustsuite.results.statistics import metric
+from robustsuite.results.statistics import interval, metric
 from robustsuite.threat import Eps
 
 COHEN = "locuslab/smoothing"
@@ -147,18 +147,9 @@ def _argmax(proved: Sequence[np.ndarray], radius: float) -> int | None:
 def _best(proved: Sequence[np.ndarray], radius: float) -> Metric:
     """The highest certified accuracy at ``radius`` of arrays ``[N]``; an ordinary metric where there is one array."""
     n, counts = len(proved[0]), [certified_at(one, radius) for one in proved]
-    ends = [_interval(k, n, 0.025 / len(proved)) for k in counts]
+    ends = [interval(k, n, 0.025 / len(proved)) for k in counts]
     ci95 = max(low for low, _ in ends), max(high for _, high in ends)
     return Metric(name=f"{AT}{radius:g}", value=max(counts) / n, ci95=ci95, n=n)
-
-
-def _interval(k: int, n: int, tail: float) -> tuple[float, float]:
-    """Clopper-Pearson as `statistics.interval`, with any probability in each tail."""
-    from scipy.special import betaincinv
-
-    lower = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
-    upper = 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
-    return lower, upper
 
 
 def _curve(label: str, proved: Sequence[np.ndarray]) -> Curve:
