@@ -1,6 +1,6 @@
 """`robustsuite board`: records to tables, checked."""
 
-from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,6 @@ from robustsuite.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from robustsuite.leaderboard.row import Board
-    from robustsuite.results.records import Problem
 
 app = typer.Typer(help="Records to leaderboards.", no_args_is_help=True)
 _DEFAULT_FOLDER = Path("leaderboards")
@@ -63,10 +62,11 @@ def build(
 
     A published folder has definitions of its boards; other records are put together by data, threat and protocol.
     """
+    from robustsuite.leaderboard.board import read_boards
     from robustsuite.leaderboard.export import to_json, write
 
     published = _published(paths)
-    built, problems = _defined(published) if published else _found(_existing(paths))
+    built, problems = read_boards([published] if published else _existing(paths))
     for problem in problems[:_SHOWN_PROBLEMS]:
         console.warn(f"not used: {problem.path}: {problem.reason}")
     if len(problems) > _SHOWN_PROBLEMS:
@@ -109,11 +109,11 @@ def check(
     findings = check_folder(folder, against)
     bad = [f for f in findings if not f.ok]
     if as_json:
-        lines = [{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings]
+        lines = [dataclasses.asdict(f) for f in findings]
         console.emit({"folder": str(folder), "ok": not bad, "findings": lines})
         raise typer.Exit(6 if bad else 0)
     for f in findings:
-        console.say(f"{'ok    ' if f.ok else 'FAILED'}  {f.name}: {f.detail}")
+        console.say(str(f))
     if bad:
         raise VerificationError(f"{len(bad)} of {len(findings)} checks of {folder} failed; the lines above name them.")
     console.say(f"{folder} holds: {len(findings)} checks.")
@@ -152,22 +152,6 @@ def _published(paths: list[Path] | None) -> Path | None:
     if folders and len(paths) > 1:
         raise InputError(f"{folders[0]} is a published folder, which is built alone; name it, or records, not both.")
     return folders[0] if folders else None
-
-
-def _defined(folder: Path) -> "tuple[list[Board], list[Problem]]":
-    from robustsuite.leaderboard.board import defined_board
-    from robustsuite.leaderboard.published import read_published
-
-    found = read_published(folder)
-    return [defined_board(b) for b in found.boards], found.problems
-
-
-def _found(roots: Sequence[Path]) -> "tuple[list[Board], list[Problem]]":
-    from robustsuite.leaderboard.board import boards
-    from robustsuite.results.records import find_records
-
-    records, problems = find_records(roots)
-    return boards(records) if records else [], problems
 
 
 def _existing(paths: list[Path] | None) -> list[Path]:

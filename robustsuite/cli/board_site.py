@@ -39,20 +39,14 @@ def site(
 
 def _boards(path: Path) -> "list[Board]":
     """The boards of a published folder, or those that the runs under ``path`` give."""
-    from robustsuite.leaderboard.board import boards, defined_board
-    from robustsuite.leaderboard.published import is_published, read_published
-    from robustsuite.results.records import find_records
+    from robustsuite.leaderboard.board import read_boards
+    from robustsuite.leaderboard.published import is_published
 
     if not path.exists():
         raise InputError(f"{path} does not exist; name a published folder, or runs.")
-    if is_published(path):
-        published = read_published(path, galleries=True)
-        found, problems = [defined_board(board) for board in published.boards], published.problems
-    else:
-        records, problems = find_records([path])
-        if not records:
-            raise InputError(f"no usable record in {path}: there is nothing to show. Run robustsuite eval first.")
-        found = boards(records)
+    found, problems = read_boards([path], galleries=True)
+    if not found and not is_published(path):
+        raise InputError(f"no usable record in {path}: there is nothing to show. Run robustsuite eval first.")
     for problem in problems:
         console.warn(f"not used: {problem.path}: {problem.reason}")
     return found

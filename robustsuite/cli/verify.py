@@ -144,12 +144,12 @@ def _show(
 ) -> None:
     ok, key = all(f.ok for f in findings), stored.record.run_key
     if as_json:
-        lines = [{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings]
+        lines = [dataclasses.asdict(f) for f in findings]
         document = {"run_key": key, "run_dir": str(stored.folder), "level": level, "ok": ok, "findings": lines}
         console.emit(document | ({"attestation": str(attestation)} if attestation else {}))
         raise typer.Exit(0 if ok else 6)
     for f in findings:
-        console.say(f"{'ok    ' if f.ok else 'FAILED'}  {f.name}: {f.detail}")
+        console.say(str(f))
     if not ok:
         raise VerificationError("; ".join(f"{f.name}: {f.detail}" for f in findings if not f.ok))
     console.say(f"Run {key} holds.")

@@ -7,14 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 from robustsuite.errors import InputError
 from robustsuite.leaderboard.known import best_known
 from robustsuite.leaderboard.paired import comparisons
-from robustsuite.leaderboard.published import PublishedBoard
+from robustsuite.leaderboard.published import PublishedBoard, is_published, read_published
 from robustsuite.leaderboard.ranking import reported, verified
 from robustsuite.leaderboard.row import Board, Conflict, Row
 from robustsuite.leaderboard.rows import imported_row, published_row, record_row
+from robustsuite.results.records import Problem, find_records
 from robustsuite.results.schema import Record, canonical
 from robustsuite.threat import Eps
 
@@ -52,6 +54,18 @@ def defined_board(published: PublishedBoard) -> Board:
         columns=definition.columns,
         comparisons=comparisons(placed),
     )
+
+
+def read_boards(roots: Sequence[Path], *, galleries: bool = False) -> tuple[list[Board], list[Problem]]:
+    """The boards that a published folder defines, or those that the runs below ``roots`` give, and what is unusable.
+
+    Pictures only of a published folder, with ``galleries``.
+    """
+    if len(roots) == 1 and is_published(roots[0]):
+        found = read_published(roots[0], galleries=galleries)
+        return [defined_board(board) for board in found.boards], found.problems
+    records, problems = find_records(roots)
+    return boards(records) if records else [], problems
 
 
 def boards(records: Iterable[Record]) -> list[Board]:

@@ -14,7 +14,7 @@ from robustsuite.results.packed import pack, unpack
 from robustsuite.results.records import load_record
 from robustsuite.results.schema import FileRef, Record
 from robustsuite.results.store import json_bytes, read_bytes, write_atomic
-from robustsuite.results.stored import VERDICTS, StoredRun, check_stored, find_run
+from robustsuite.results.stored import VERDICTS, StoredRun, check_stored, find_run, found_by
 
 _MOST_GALLERY_BYTES = 1 << 25
 Gallery = Callable[[StoredRun], bytes | None]
@@ -98,18 +98,12 @@ def _files(run: StoredRun, gallery: Gallery | None) -> dict[str, bytes | Record]
     return files | {"record": record}
 
 
-def _outcome(record: Record) -> tuple[object, ...]:
-    """What a run found, wherever model and data lay and whichever pictures were made of it."""
-    verdicts = [ref.sha256 for ref in record.files if ref.path == VERDICTS]
-    return record.metrics, record.flags, verdicts
-
-
 def _same(home: Path, record: Record) -> None:
     """Whether what is published under this run key is this run."""
     there = load_record(home)
     if there.content_sha256 == record.content_sha256:
         return
-    kind = "with the same outcome" if _outcome(there) == _outcome(record) else "with ANOTHER outcome"
+    kind = "with the same outcome" if found_by(there) == found_by(record) else "with ANOTHER outcome"
     raise InputError(
         f"run {record.run_key} is published already, {kind} and other content ({home}; that one is of "
         f"{there.host.created_utc}, this one of {record.host.created_utc}). Published files are never edited: attest "

@@ -24,6 +24,9 @@ class Finding:
     ok: bool
     detail: str
 
+    def __str__(self) -> str:
+        return f"{'ok    ' if self.ok else 'FAILED'}  {self.name}: {self.detail}"
+
 
 def arithmetic(record: Record, ledger: Ledger) -> Iterator[Finding]:
     """Every number of a record, counted again from its ledger."""

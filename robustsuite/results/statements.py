@@ -10,6 +10,7 @@ from robustsuite.results.published import Attestation, Correction
 from robustsuite.results.records import load_record
 from robustsuite.results.schema import Record, canonical
 from robustsuite.results.store import json_bytes, read_json, write_atomic
+from robustsuite.results.stored import found_by
 from robustsuite.results.validation import validated
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -86,15 +87,9 @@ def published_as(folder: Path, board: str, record: Record) -> Record:
             raise UsageError(f"{path} does not exist: publish the run first (robustsuite submit), then attest it.")
         return record
     there = load_record(path)
-    if _found(there) != _found(record):
+    if found_by(there) != found_by(record):
         raise VerificationError(f"{path} says something else than the run that was verified; nothing was attested.")
     return there
-
-
-def _found(record: Record) -> tuple[object, ...]:
-    """What a run found, without where it lay."""
-    verdicts = [ref.sha256 for ref in record.files if ref.role == "verdicts"]
-    return record.request.run_key, record.status, record.metrics, record.stages, record.flags, record.tail, verdicts
 
 
 def write_attestation(folder: Path, board: str, attestation: Attestation) -> Path:

@@ -109,6 +109,12 @@ def find_run(path: Path) -> StoredRun:
     return StoredRun(record, path, published=path.name != RECORD_NAME)
 
 
+def found_by(record: Record) -> tuple[object, ...]:
+    """What a run found, wherever model and data lay and whichever pictures were made of it."""
+    verdicts = [ref.sha256 for ref in record.files if ref.path == VERDICTS]
+    return record.request.run_key, record.status, record.metrics, record.stages, record.flags, record.tail, verdicts
+
+
 def check_stored(run: StoredRun) -> list[Finding]:
     """Level 0: files and hashes, and every number counted again from the verdicts. No model, no data, no torch."""
     findings = [*run.files(), Finding("run_key", True, f"{run.record.run_key} follows from the request")]

@@ -9,20 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from robustsuite.registry import Entry
+from robustsuite.results import arithmetic
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(arithmetic.Finding):
     """One promise of the contract and whether it holds: `detail` is the evidence, `remedy` what to do about it."""
 
-    name: str
-    ok: bool
-    detail: str
     remedy: str = ""
 
     def __str__(self) -> str:
-        line = f"{'ok    ' if self.ok else 'FAILED'}  {self.name}: {self.detail}"
-        return f"{line} {self.remedy}".rstrip()
+        return f"{super().__str__()} {self.remedy}".rstrip()
 
 
 class Violation(Exception):
