@@ -16,6 +16,7 @@ from robustsuite.bounds.crown import Crown
 from robustsuite.bounds.elementwise import ReLU
 from robustsuite.bounds.graph import Graph, Node
 from robustsuite.bounds.ibp import Boxes, without_label
+from robustsuite.bounds.image import blocks
 from robustsuite.bounds.region import Region
 from robustsuite.bounds.rounding import Box
 from robustsuite.bounds.rows import Rows
@@ -51,6 +52,8 @@ class CrownIBP(Crown):
         if constant is None or rows.each == 0:
             return super()._lowest_constant(step, rows)
         # Both ends are the same but for roundings.
+        if len(constant[0]) == 1:
+            return rows.coeff.flatten(1) @ constant[0].flatten()
         return (rows.grid * constant[0].unsqueeze(1)).flatten(2).sum(2).flatten()
 
     @property
@@ -101,32 +104,50 @@ class _ThroughReLU(torch.autograd.Function):
     """Rows ``A`` ``[N,R,*shape]`` over ReLUs as rows over their arguments in ``[l, u]``, and what that adds ``[N,R]``.
 
     The lines are those of `relu_lines`: below ``z`` or 0, whichever leaves the smaller area, above the chord with the
-    slope ``s = u+ / (u+ - l-)``. In a dozen operations where autograd would record ten times as many.
+    slope ``s = u+ / (u+ - l-)``. In two dozen operations on blocks that stay in a cache, where autograd
+    would record ten times as many on memory.
     """
 
     @staticmethod
     def forward(ctx: Any, coeff: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """``A+ a + A- s`` with the slopes a of the lower lines, and ``- sum A- s l-``."""
-        high, low = upper.clamp(min=0), lower.clamp(max=0)
-        width = (high - low).clamp_(min=torch.finfo(lower.dtype).tiny)
-        slope = high / width
-        adaptive = (upper > -lower).to(coeff.dtype)
-        ctx.save_for_backward(coeff, high, low, width, slope, adaptive)
-        negative = coeff.clamp(max=0)
-        over = (coeff - negative).mul_(adaptive.unsqueeze(1)).addcmul_(negative, slope.unsqueeze(1))
-        return over, -negative.mul_((slope * low).unsqueeze(1)).flatten(2).sum(2)
+        ctx.save_for_backward(coeff, lower, upper)
+        over, constant = torch.empty_like(coeff), coeff.new_empty(coeff.shape[:2])
+        for rows in blocks(coeff):
+            low, _, slope, adaptive = _lines(lower[rows], upper[rows])
+            negative = coeff[rows].clamp(max=0)
+            part = torch.sub(coeff[rows], negative, out=over[rows])
+            part.mul_(adaptive).addcmul_(negative, slope)
+            constant[rows] = negative.mul_(low.mul_(slope).neg_()).flatten(2).sum(2)
+        return over, constant
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, over: Tensor, constant: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         """Gradients of rows and ends; those of a unit whose sign is known are 0."""
-        coeff, high, low, width, slope, adaptive = ctx.saved_tensors
+        coeff, lower, upper = ctx.saved_tensors
+        by_coeff, by_lower, by_upper = (torch.empty_like(value) for value in (coeff, lower, upper))
         constant = constant.view(*constant.shape, *[1] * (coeff.ndim - 2))
-        negative = coeff.clamp(max=0)
-        below = over - constant * low.unsqueeze(1)
-        rows = torch.where(coeff > 0, over * adaptive.unsqueeze(1), below * slope.unsqueeze(1))
-        by_slope = below.mul_(negative).sum(1)
-        by_low = -(negative.mul_(constant).sum(1) * slope)
-        unstable = (high > 0) & (low < 0)
-        by_slope = (by_slope / width / width).mul_(unstable)
-        return rows, by_slope * high + by_low * unstable, -by_slope * low
+        for rows in blocks(coeff):
+            low, width, slope, adaptive = _lines(lower[rows], upper[rows])
+            negative, positive = coeff[rows].clamp(max=0), coeff[rows].clamp(min=0).sign_()
+            below = torch.addcmul(over[rows], constant[rows], low, value=-1)
+            torch.lerp(below * slope, over[rows] * adaptive, positive, out=by_coeff[rows])
+            unstable = slope.sign().sub_(slope.floor()).squeeze_(1)  # 0 < slope < 1
+            by_slope = below.mul_(negative).sum(1).mul_(unstable)
+            by_low = negative.mul_(constant[rows]).sum(1).mul_(unstable)
+            slope, by_slope = slope.squeeze(1), by_slope.div_(width.squeeze(1))
+            torch.sub(by_slope, by_low, out=by_lower[rows]).mul_(slope)
+            torch.addcmul(by_slope, by_slope, slope, value=-1, out=by_upper[rows])
+        return by_coeff, by_lower, by_upper
+
+
+def _lines(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Negative part of the lower end, width of the unstable part, slopes of the upper and the lower lines.
+
+    All ``[N,1,*shape]``; the width is never 0.
+    """
+    high, low = upper.clamp(min=0).unsqueeze_(1), lower.clamp(max=0).unsqueeze_(1)
+    width = (high - low).clamp_(min=torch.finfo(lower.dtype).tiny)
+    adaptive = (lower + upper).clamp_(min=0).sign_().unsqueeze_(1)
+    return low, width, high.div_(width), adaptive

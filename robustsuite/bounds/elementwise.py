@@ -1,5 +1,4 @@
 """Activations, arithmetic with constants, sums of branches, and changes of shape."""
-
 # ruff: noqa: D102 (the methods are those of Operator, documented there)
 
 import operator as arithmetic
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustsuite.bounds.image import Image, Rectified
 from robustsuite.bounds.operators import Operator, UnsupportedOperator, operator
 from robustsuite.bounds.relaxation import Lines, leaky_relu_lines, relu_lines
 from robustsuite.bounds.rounding import Box, Rounding
@@ -28,7 +28,7 @@ class ReLU(Operator):
     single = True
 
     def interval(self, rounding: Rounding, x: Box, inplace: bool = False) -> Box:
-        return Box(x.lower.relu(), x.upper.relu())
+        return Rectified(x) if isinstance(x, Image) else Box(x.lower.relu(), x.upper.relu())
 
     def lines(self, rounding: Rounding, x: Box, inplace: bool = False) -> Lines:
         return relu_lines(x.lower, x.upper)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
 from robustsuite.bounds import activations, elementwise, layers, pooling, shapes  # noqa: F401 (they register their operators)
+from robustsuite.bounds.image import Image
 from robustsuite.bounds.operators import Operator, UnsupportedOperator, find_operator
 from robustsuite.bounds.rounding import EXACT, Box, Rounding
 
@@ -35,12 +36,16 @@ _TAKE_INPLACE = {"relu", "leaky_relu", "dropout", "dropout2d", "silu", "elu", "h
 
 @dataclass(frozen=True)
 class Node:
-    """One operator in its place; `target` is the traced call that the arguments come from."""
+    """One operator in its place; `target` is the traced call that the arguments come from.
+
+    `normalised`: whether batch normalisation alone takes what it gives.
+    """
 
     name: str
     place: str
     operator: Operator
     target: fx.Node
+    normalised: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,10 @@ class Graph:
         if rounding.active and not step.operator.single:
             args, kwargs = map_aggregate((args, kwargs), _in_double)
         try:
-            return step.operator.interval(rounding, *args, **kwargs)
+            box = step.operator.interval(rounding, *args, **kwargs)
+            if isinstance(box, Image) and not step.normalised:
+                box.halves()  # now, so that what is wrong has this place
+            return box
         except torch.OutOfMemoryError:
             raise
         except (UnsupportedOperator, RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -242,7 +250,8 @@ def _build(root: nn.Module, node: fx.Node, boxes: set[str]) -> Node:
         reason = str(error)
     if reason is not None:
         raise UnsupportedOperator(f"no bounds for {place}: {reason}.")
-    return Node(node.name, place, operator, node)
+    takers = [find_operator(_attribute(root, n.target)) if n.op == "call_module" else None for n in node.users]
+    return Node(node.name, place, operator, node, all(taker is layers.BatchNorm for taker in takers))
 
 
 def _check_memory(traced: fx.Graph, built: dict[str, Node]) -> None:

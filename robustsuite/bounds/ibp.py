@@ -14,6 +14,7 @@ from robustsuite.bounds.rounding import EXACT, FLOAT32, Box, Rounding
 from robustsuite.threat import ABSOLUTE_SLACK, RELATIVE_SLACK
 
 _CHUNK = 2**24  # elements of the weight differences [n,K,d] held at once
+_FEW_CLASSES = 64  # beyond, products with all pairs of classes cost more than the differences that they save
 
 
 def input_box(x: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -131,19 +132,25 @@ def merged_margins(x: Box, last: Node, y: Tensor, rounding: Rounding) -> Tensor:
     weight = weight.to(x.lower.dtype)
     bias = None if bias is None else bias.to(x.lower.dtype)
     logits = F.linear(x.center, weight, bias)
-    rows = max(1, _CHUNK // weight.numel())
-    half = torch.cat(
-        [
-            torch.einsum("nkd,nd->nk", (weight[label].unsqueeze(1) - weight).abs(), radius)
-            for label, radius in zip(y.split(rows), x.radius.split(rows), strict=True)
-        ]
-    )
+    half = _of_differences(x.radius, weight, y)
     label = y.view(-1, 1)
     low = logits.gather(1, label) - logits - half
     if rounding.active:
         size = F.linear(x.magnitude, weight.abs(), None if bias is None else bias.abs())
         low = low - rounding.error(weight.shape[1] + 2, size.gather(1, label) + size)
     return without_label(low, y)
+
+
+def _of_differences(radius: Tensor, weight: Tensor, y: Tensor) -> Tensor:
+    """``|w_y - w_k| r`` of every class k, ``[N,K]``."""
+    classes, inputs = weight.shape
+    if classes <= min(len(y), _FEW_CLASSES) and classes * classes * inputs <= _CHUNK:
+        # All pairs of classes are fewer differences than those of every example's label.
+        pairs = (weight.unsqueeze(1) - weight).abs().flatten(0, 1)
+        return F.linear(radius, pairs).unflatten(1, (classes, classes))[torch.arange(len(y), device=y.device), y]
+    rows = max(1, _CHUNK // weight.numel())
+    parts = zip(y.split(rows), radius.split(rows), strict=True)
+    return torch.cat([torch.einsum("nkd,nd->nk", (weight[y].unsqueeze(1) - weight).abs(), r) for y, r in parts])
 
 
 def _apart(logits: Box, y: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from robustsuite.defenses.base import FitMethod, StepMethod
 from robustsuite.defenses.composed import Composed
 from robustsuite.defenses.context import Context
 from robustsuite.errors import UsageError
+from robustsuite.models.allocator import keep_memory
 from robustsuite.models.classifier import Passes
 from robustsuite.models.factory import build
 from robustsuite.noise import Noise, generator_seed
@@ -77,6 +78,7 @@ def train(
     )
     store = Store(keep_at, request_of(trained), keep_every) if keep_at is not None else None
     began = time.perf_counter()
+    keep_memory()
     state = store.load() if store is not None else None
     run = _in_flight(composed, trained, chosen, kept, held, threat, launch, progress, store, state)
     # cudnn may otherwise choose another algorithm, and so other last bits, in the next run

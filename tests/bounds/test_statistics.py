@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from robustsuite.bounds.graph import trace
 from robustsuite.bounds.ibp import ibp_margins
-from robustsuite.bounds.statistics import normalised_by, noting
+from robustsuite.bounds.statistics import batch_normalised, normalised_by, noting
 from robustsuite.errors import UsageError
 
 
@@ -63,3 +64,41 @@ def test_one_layer_in_two_places_is_refused():
     norm = nn.BatchNorm2d(1)
     with pytest.raises(UsageError, match="used twice"), noting(nn.Sequential(norm, nn.ReLU(), norm)) as _:
         nn.Sequential(norm, nn.ReLU(), norm)(torch.rand(2, 1, 3, 3))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_the_forward_pass_is_that_of_torch_bit_for_bit(momentum: float | None):
+    plain, noted = network().train(), network().train()
+    noted.load_state_dict(plain.state_dict())
+    for net in (plain, noted):
+        for part in batch_normalised(net):
+            part.momentum = momentum
+    x = torch.rand(9, 1, 6, 6, generator=torch.Generator().manual_seed(3))
+    plain(x)
+    first = plain(x)
+    with noting(noted):
+        noted(x)
+    with noting(noted) as seen:
+        second = noted(x)
+    assert torch.equal(first, second)
+    assert all(torch.equal(v, noted.state_dict()[k]) for k, v in plain.state_dict().items())
+    first.square().sum().backward()
+    second.square().sum().backward()
+    for one, other in zip(plain.parameters(), noted.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert len(seen) == len(batch_normalised(noted))
+    assert all("forward" not in part.__dict__ for part in noted.modules())
+
+
+def test_statistics_and_their_gradients_are_those_of_the_batch():
+    norm = nn.BatchNorm1d(3).double().train()
+    x = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    with noting(nn.Sequential(norm)) as seen:
+        out = norm(x)
+    mean, variance = seen[norm]
+    torch.testing.assert_close(mean, x.mean(0))
+    torch.testing.assert_close(variance, x.var(0, correction=0))
+    (found,) = torch.autograd.grad((mean**3 + variance.square()).sum() + out.square().sum() + (out**3).sum(), x)
+    expected = F.batch_norm(x, None, None, training=True)
+    loss = (x.mean(0) ** 3 + x.var(0, correction=0).square()).sum() + expected.square().sum() + (expected**3).sum()
+    torch.testing.assert_close(found, torch.autograd.grad(loss, x)[0], rtol=1e-6, atol=1e-8)
