@@ -115,6 +115,8 @@ class FitMethod(ABC):
     """What the epoch is selected by, on examples held out of the training data."""
     norms: ClassVar[tuple[Norm, ...]] = ("Linf", "L2", "L1")
     """The threat models' norms that the method is made for."""
+    classes: ClassVar[int | None] = None
+    """How many classes it is made for; None: any number."""
 
     @abstractmethod
     def fit(self, services: Services) -> Result:

@@ -99,7 +99,7 @@ class Context(Training):
 
     `done` of `total` optimiser steps are taken, `epoch` of `epochs` ended (0 in setup). `aux` and the memories are in
     every checkpoint of the run; while one is `resuming`, what setup builds is overwritten from it. `batches` gives the
-    positions of an epoch's batches in `data`.
+    positions of an epoch's batches in `data`. `optimizer` is there after setup.
     """
 
     total: int
@@ -109,6 +109,7 @@ class Context(Training):
     resuming: bool = False
     scope: str = ""
     auxiliaries: dict[str, Auxiliary] = field(default_factory=dict)
+    optimizer: torch.optim.Optimizer | None = None
     memories: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property

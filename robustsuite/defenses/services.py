@@ -51,8 +51,9 @@ class Fitted:
     """A network with an inference-time defense around it, where a fit method trains more than one network.
 
     `module` is the whole, as it is validated; the checkpoint holds its submodule `network`, and the checkpoint's
-    sidecar the defense `wrap` (``name`` and parameters). `files`: by the parameter of `wrap` that names a file, the
-    submodule whose weights go into one beside the checkpoint; those in `networks` have the training's architecture.
+    sidecar the defense `wrap` (``name`` and parameters). `files`: by the parameter of `wrap` that names a file
+    (``members.0``, ``members.1``, ... for a list), the submodule whose weights go into one beside the checkpoint; those
+    in `networks` have the training's architecture.
     `paths`: the parameters of `wrap` that name files which are there already. `source`: the checkpoint, with a
     sidecar, that `network` is taken from and stays; empty when it has the training's architecture.
     """

@@ -40,8 +40,11 @@ def check_fit_method(report: Report, method: FitMethod) -> None:
 @dataclasses.dataclass
 class _Bench:
     method: FitMethod
-    data: Dataset = dataclasses.field(default_factory=toy_data)
+    data: Dataset = dataclasses.field(init=False)
     trained: Trained | None = None
+
+    def __post_init__(self) -> None:
+        self.data = toy_data(classes=self.method.classes or 3)
 
     def run(self, **more: Any) -> Trained:
         norm = self.method.norms[0]

@@ -1,5 +1,6 @@
 """The contract of a step method: slot by slot, and through the real training loop."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 
@@ -126,8 +127,8 @@ class _Bench:
             total=2 * len(rows),
             noise=Noise(SEED, "testing/setup"),
             device=torch.device("cpu"),
-            build=lambda name: self.module(),
-            train_other=lambda name, params, data=None: self.module(),
+            build=lambda name: _another(module),
+            train_other=lambda name, params, data=None: _another(module),
             batches=lambda epoch: iter(rows),
         )
 
@@ -254,10 +255,10 @@ class _Bench:
         )
         with fork_global(SEED, "train/init"):
             fresh = factory(num_classes=classes, input_shape=shape, **params)
-        before = float(self.play(fresh, self.rows(16), 1.0, threat).loss.detach())
+        before = float(self.play(copy.deepcopy(fresh), self.rows(16), 1.0, threat).loss.detach())
         fresh.load_state_dict(trained.last_state)
-        after = float(self.play(fresh, self.rows(16), 1.0, threat).loss.detach())
-        companions = self.context(fresh, threat)
+        after = float(self.play(copy.deepcopy(fresh), self.rows(16), 1.0, threat).loss.detach())
+        companions = self.context(copy.deepcopy(fresh), threat)  # setup may give it other weights
         self.method.setup(companions)
         own = bool(companions.aux) or any(companions.memories.values())
         expect(
@@ -273,3 +274,13 @@ class _Bench:
             "Check the signs of the terms, and that they know the labels.",
         )
         return f"8 epochs of a toy problem: loss {before:.4g} to {after:.4g}, {right:.0%} right answers"
+
+
+def _another(module: nn.Module) -> nn.Module:
+    """The architecture of ``module`` with other weights."""
+    other = copy.deepcopy(module)
+    with fork_global(SEED, "testing/another"):
+        for part in other.modules():
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
+    return other

@@ -46,12 +46,16 @@ def _with_files(fitted: Fitted, state: State, own: Sidecar, stem: Path) -> dict[
             save_checkpoint(file, _under(part, state), own.model_copy(update={"defense": None}))
         else:
             save_weights(file, _under(part, state))
-        wrap[parameter] = str(file)
+        name, _, place = parameter.partition(".")
+        wrap[name] = [*wrap.get(name, []), str(file)] if place else str(file)
     known = {field.name for field in dataclasses.fields(DEFENSES.get(wrap["name"]).target)}
-    for parameter in (*fitted.files, *fitted.paths):
-        if f"{parameter}_sha256" in known:
-            wrap[f"{parameter}_sha256"] = pin(wrap[parameter])
-        wrap[parameter] = beside(wrap[parameter], folder)
+    for name in dict.fromkeys(parameter.partition(".")[0] for parameter in (*fitted.files, *fitted.paths)):
+        several = isinstance(wrap[name], list)
+        files = wrap[name] if several else [wrap[name]]
+        hashes, placed = [pin(file) for file in files], [beside(file, folder) for file in files]
+        if f"{name}_sha256" in known:
+            wrap[f"{name}_sha256"] = hashes if several else hashes[0]
+        wrap[name] = placed if several else placed[0]
     return wrap
 
 
@@ -77,6 +81,10 @@ def sidecar_of(trained: Trained, which: Which = "best") -> Sidecar:
         "held_out": {name: _held_out(trained, number) for name, number in _reported(trained).items()},
         "passes": trained.passes,
     }
+    parts = (trained.defense, *(modifier["name"] for modifier in trained.modifiers))
+    known = {name: DEFENSES.get(name).facts["fidelity"] for name in parts if "fidelity" in DEFENSES.get(name).facts}
+    if known:
+        defense["fidelity"] = known
     shape = trained.input_shape
     return Sidecar(
         arch=trained.arch,

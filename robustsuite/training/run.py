@@ -77,6 +77,7 @@ class Run:
         self.losses = Losses(self.book, self.progress, self.context.total, seen)
         self.method.setup(self.context)
         self.optimizer = make_optimizer(self.settings, self.module, self.context.auxiliaries.values())
+        self.context.optimizer = self.optimizer
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Positions of an epoch's batches, each as often as the method replays it."""
