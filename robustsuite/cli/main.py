@@ -20,6 +20,7 @@ from robustsuite.cli import (
     doctor,
     evaluate,
     listing,
+    reproduce,
     schema,
     show,
     submit,
@@ -134,6 +135,7 @@ app.command("eval", rich_help_panel=_WORK)(evaluate.evaluate)
 app.command("certify", rich_help_panel=_WORK)(certify.certify)
 app.command("verify", rich_help_panel=_WORK)(verify.verify)
 app.command("train", rich_help_panel=_WORK)(train.train)
+app.command("reproduce", rich_help_panel=_WORK)(reproduce.reproduce)
 app.command("check", rich_help_panel=_WORK)(check.check)
 app.command("submit", rich_help_panel=_WORK)(submit.submit)
 app.add_typer(board.app, name="board", rich_help_panel=_WORK)

@@ -15,6 +15,7 @@ COLUMNS = (
     "Group",
     "Model",
     "Defense",
+    "Fidelity",
     "Architecture",
     "Extra data",
     "Clean %",
@@ -40,6 +41,7 @@ COLUMNS = (
 _PLAIN = frozenset(COLUMNS) - {
     "Reported",
     "Group",
+    "Fidelity",
     "Extra data",
     "Best known %",
     "Verified",
@@ -103,6 +105,7 @@ def _display(board: Board, row: Row, wins: int, losses: int) -> dict[str, str]:
         "Group": _number(row.group) if board.title else "",
         "Model": row.label,
         "Defense": row.defense,
+        "Fidelity": row.fidelity,
         "Architecture": row.arch,
         "Extra data": {True: "yes", False: "no", None: ""}[row.extra_data],
         **dict(zip(PERCENTAGES, map(_percent, metrics), strict=True)),

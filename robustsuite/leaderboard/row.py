@@ -50,6 +50,8 @@ class Row:
     """What nobody has broken: over all runs of the board on these weights, and the corrections."""
     key: str = ""
     """The run key, or the imported entry's id: unique on the board, safe in file names."""
+    fidelity: str = ""
+    """What the defense's parts rest on, where they say so: paper, authors' code, or reconstructed."""
     provenance: str = "run"
     """``run`` for records of this suite, else who measured it."""
     level: int | None = None

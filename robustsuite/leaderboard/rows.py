@@ -52,6 +52,7 @@ def record_row(record: Record, reasons: Sequence[str] = ()) -> Row:
         weights_sha256=model.weights_sha256,
         suite_version=record.provenance.suite_version,
         key=record.run_key,
+        fidelity=_fidelity(model.defense),
         n_params=model.n_params,
         curves=record_curves(record),
         cost=_cost(record),
@@ -178,6 +179,12 @@ def _part_name(part: dict[str, Any] | None) -> str:
     modifiers = listed if isinstance(listed := part.get("modifiers"), list) else []
     names = [part.get("name", ""), *(m.get("name", "") for m in modifiers if isinstance(m, dict))]
     return " + ".join(name if isinstance(name, str) else json.dumps(name, sort_keys=True) for name in names)
+
+
+def _fidelity(part: dict[str, Any] | None) -> str:
+    """What every part of a defense says that it rests on."""
+    known = (part or {}).get("fidelity")
+    return "; ".join(f"{name}: {said}" for name, said in known.items()) if isinstance(known, dict) else ""
 
 
 def _reasons_not_to_rank(record: Record) -> list[str]:

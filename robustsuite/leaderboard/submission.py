@@ -26,9 +26,9 @@ class Submitted:
     """What became of a submission: ``files`` that are new, none where the same run was published already."""
 
     record: Record
-    board: BoardDefinition
     files: tuple[Path, ...]
     checks: int
+    board: BoardDefinition
 
 
 def submit(run_dir: Path, folder: Path, board: str, gallery: Gallery | None = None) -> Submitted:
@@ -39,24 +39,33 @@ def submit(run_dir: Path, folder: Path, board: str, gallery: Gallery | None = No
     """
     definition = _definition(folder, board)
     run = find_run(run_dir)
+    _admit(run.record, definition)
+    return Submitted(*add_run(run, folder / RUNS / board, gallery), definition)
+
+
+def add_run(run: StoredRun, folder: Path, gallery: Gallery | None = None) -> tuple[Record, tuple[Path, ...], int]:
+    """Write a run as it is published into ``folder``: its record, the files that are new, and how much was checked.
+
+    Raises `InputError` for a run that is published already with other content, and `VerificationError` where files,
+    hashes or any number do not hold.
+    """
     if run.published:
         raise InputError(f"{run.path} is published already; name the run's own directory, with its verdicts.")
     checks = check_stored(run)
     if bad := [f for f in checks if not f.ok]:
         raise VerificationError("; ".join(f"{f.name}: {f.detail}" for f in bad))
-    _admit(run.record, definition)
-    home = folder / RUNS / board / f"{run.record.run_key}.json"
+    home = folder / f"{run.record.run_key}.json"
     files = _files(run, gallery)
     record = files.pop("record")
     assert isinstance(record, Record)
     if home.exists():
         _same(home, record)
-        return Submitted(load_record(home), definition, (), len(checks))
+        return load_record(home), (), len(checks)
     body = json_bytes(record, str(home))
     written = {home.with_suffix(suffix): data for suffix, data in files.items() if isinstance(data, bytes)}
     for path, data in (written | {home: body}).items():  # the record last: it never lacks its evidence
         write_atomic(path, data)
-    return Submitted(record, definition, (*written, home), len(checks))
+    return record, (*written, home), len(checks)
 
 
 def _definition(folder: Path, board: str) -> BoardDefinition:
