@@ -97,7 +97,9 @@ def run(setting: Setting, source: str, row: Row, seed: int, out: Path, epochs: i
     method = make_composed(row.base, row.modifiers, row.params, setting.defaults)
     examples = load_data(source, split=setting.train[0], subset=setting.train[1])
     budget = RECIPE | {"epochs": epochs, "batch_size": setting.batch_size}
+    began = time.process_time()
     trained = train(method, *ARCH, examples, threat, seed=seed, keep_at=path, **budget)
+    seconds = time.process_time() - began
     save_trained(trained, path)
     path.with_name(path.name.removesuffix(".safetensors") + ".training.pt").unlink(missing_ok=True)
     data = load_data(source, split=setting.test[0], subset=setting.test[1])
@@ -116,7 +118,7 @@ def run(setting: Setting, source: str, row: Row, seed: int, out: Path, epochs: i
         "tightness": trained.history[-1].ibp_tightness,
         "n": len(data),
         "epochs": epochs,
-        "seconds": trained.seconds,
+        "seconds": seconds,
         "passes": (trained.forward + trained.backward) / 2 / (len(data_of(trained)) * epochs),
         "run": record.run_key,
     }
@@ -156,7 +158,8 @@ def write(setting: Setting, out: Path, target: Path) -> None:
         f"{', '.join(CERTIFIED_BY)}, each on what those before it left. "
         "Accuracies in %: median over the seeds (lowest to highest). Width: of the "
         "bracket, attacked minus the most that is certified. Tightness: of interval propagation after the last epoch. "
-        "Time: of training, as a multiple of standard training's. Passes: forward and backward pairs for each example "
+        "Time: of the processor in training, one thread, as a multiple of standard training's. Passes: forward and "
+        "backward pairs for each example "
         "and epoch, as counted.",
         "",
     ]

@@ -17,6 +17,7 @@ import ast
 import inspect
 import json
 import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,38 @@ ROWS = (
     Row("standard", ("sam",)),
     Row("pgd_at", ("sam",), SEVEN),
     Row("trades", ("awp", "ema", "label_smoothing"), SEVEN),
+    Row("bat", params=SEVEN),
+    Row("adv_comp_sum", params=SEVEN),
+    Row("score", params=SEVEN),
+    Row("arow", params=SEVEN),
+    Row("cow", params=SEVEN),
+    Row("weat", params=SEVEN),
+    Row("beta_at", params=SEVEN),
+    Row("beta_at", params=SEVEN | {"mu": 1.0}, note="smooth"),
+    Row("done", params=SEVEN),
+    Row("avmixup", params=SEVEN),
+    Row("cure", params=SEVEN),
+    Row("arrest", params=SEVEN),
+    Row("dhat", params=SEVEN),
+    Row("srst_awr", params=SEVEN),
+    Row("rss"),
+    Row("pag"),
+    Row("graddiv"),
+    Row("pgd_at", ("adr",), SEVEN),
+    Row("pgd_at", ("adr", "awp"), SEVEN),
+    Row("pgd_at", ("hr",), SEVEN),
+    Row("pgd_at", ("rwp",), SEVEN),
+    Row("trades", ("rwp",), SEVEN),
+    Row("pgd_at", ("dom",), SEVEN),
+    Row("pgd_at", ("fomo",), SEVEN),
+    Row("pgd_at", ("gor",), SEVEN),
+    Row("pgd_at", ("igr",), SEVEN),
+    Row("fgsm_rs", ("lap",)),
+    Row("fgsm_rs", ("aaer",)),
+    Row("n_fgsm", ("aaer",)),
+    Row("fgsm_at", ("elle",)),
+    Row("fgsm_at", ("elle_a",)),
+    Row("standard", ("amp",)),
 )
 HANDFUL = ("standard", "pgd_at", "trades", "fgsm_at", "fgsm_rs", "n_fgsm", "gradalign")
 CROPPED = (
@@ -141,7 +174,9 @@ def run(setting: Setting, source: str, row: Row, seed: int, out: Path) -> None:
     threat = ThreatModel.parse(setting.threat)
     method = make_composed(row.base, row.modifiers, row.params)
     examples = load_data(source, split=setting.train[0], subset=setting.train[1])
+    began = time.process_time()
     trained = train(method, *ARCH, examples, threat, seed=seed, keep_at=path, **setting.budget)
+    seconds = time.process_time() - began
     save_trained(trained, path)
     path.with_name(path.name.removesuffix(".safetensors") + ".training.pt").unlink(missing_ok=True)
     data = load_data(source, split=setting.test[0], subset=setting.test[1])
@@ -162,6 +197,7 @@ def run(setting: Setting, source: str, row: Row, seed: int, out: Path) -> None:
         "collapsed_at": trained.collapsed_at,
         "fgsm_last": last.fgsm_accuracy,
         "pgd_last": last.robust_accuracy,
+        "seconds": seconds,
         "passes": (trained.forward + trained.backward) / 2 / (len(data_of(trained)) * setting.epochs),
         "run": record.run_key,
     }
@@ -187,14 +223,15 @@ def write(setting: Setting, out: Path, target: Path) -> None:
         "test images under the `standard` tier. Accuracies in %: median over the seeds (lowest to highest). Passes: "
         "forward and backward pairs for each example and epoch, as counted, without the networks that "
         "some methods train beforehand. Best - last: of the accuracy under PGD-10 on held-out training images. "
-        "Collapsed: seeds in which FGSM leaves 20 points more than PGD-10 in some epoch. Lines: of code in the files "
-        "of the method and its modifiers.",
+        "Collapsed: seeds in which FGSM leaves 20 points more than PGD-10 in some epoch. Seconds: of processor "
+        "time for the whole training, one thread. Rests on: what a method was written from. Lines: of code in the "
+        "files of the method and its modifiers.",
         "",
     ]
     lines += [setting.remark, ""] if setting.remark else []
     known = "fgsm_last" in runs and "pgd_last" in runs
     titles = ["method", "seeds", "clean", "robust (at most)", "best - last", "collapsed", "passes"]
-    titles += ["said to cost", "lines"]
+    titles += ["said to cost", "seconds", "rests on", "lines"]
     titles += ["last epoch under FGSM", "and PGD-10"] if known else []
     lines += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, rows in runs.groupby("method", sort=False):
@@ -207,12 +244,19 @@ def write(setting: Setting, out: Path, target: Path) -> None:
             f"{100 * gap.median():.1f}" if gap.notna().any() else "",
             f"{rows['collapsed_at'].notna().sum()} of {len(rows)}",
             f"{rows['passes'].median():.1f}",
-            "; ".join(DEFENSES.get(part).facts.get("cost", "") for part in str(name).split("+")),
-            str(sum(code_lines(part) for part in str(name).split("+"))),
+            "; ".join(DEFENSES.get(part).facts.get("cost", "") for part in parts_of(name)),
+            f"{rows['seconds'].median():.0f}" if "seconds" in rows and rows["seconds"].notna().any() else "",
+            "; ".join(filter(None, (DEFENSES.get(part).facts.get("fidelity") for part in parts_of(name)))),
+            str(sum(code_lines(part) for part in parts_of(name))),
         ]
         cells += [percent(rows[k].median()) for k in ("fgsm_last", "pgd_last")] if known else []
         lines.append(f"| {' | '.join(cells)} |")
     target.with_name(f"{target.name}.md").write_text("\n".join(lines) + "\n")
+
+
+def parts_of(name: object) -> list[str]:
+    """The registered names in a row's name."""
+    return str(name).split(" (")[0].split("+")
 
 
 def percent(share: float) -> str:
