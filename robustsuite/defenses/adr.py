@@ -4,9 +4,9 @@ import copy
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from robustsuite.defenses.averaging import follow
 from robustsuite.defenses.base import Step, StepMethod
 from robustsuite.defenses.context import Context
 from robustsuite.errors import UsageError
@@ -63,13 +63,7 @@ class ADR(StepMethod):
 
     def post_step(self, step: Step) -> None:
         """Move the average, buffers included, a little towards the weights."""
-        live = step.module.state_dict()
-        with torch.no_grad():
-            for name, mean in step.aux[TEACHER].state_dict().items():
-                if mean.is_floating_point():
-                    mean.lerp_(live[name], 1 - self.decay)
-                else:
-                    mean.copy_(live[name])
+        follow(step.aux[TEACHER], step.module, self.decay, "average")
 
 
 def annealed(first: float, last: float, progress: float) -> float:

@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from robustsuite.defenses.averaging import follow
 from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term
 from robustsuite.defenses.context import Context
-from robustsuite.defenses.fomo import follow
 from robustsuite.defenses.losses import ce, kl
 from robustsuite.errors import UsageError
 from robustsuite.models.hooks import weighted_layers
@@ -112,7 +112,7 @@ class CURE(StepMethod):
         coin = step.noise.noise.child("cure").at(torch.zeros(1, dtype=torch.int64)).uniform(())
         if float(coin) >= self.r:
             return
-        follow(step.aux["cure"], step.module, 1 - min(1 - 1 / (done + 1), self.decay))
+        follow(step.aux["cure"], step.module, min(1 - 1 / (done + 1), self.decay), "average")
 
 
 def _grad(parameter: Tensor) -> Tensor:

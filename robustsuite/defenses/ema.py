@@ -4,9 +4,9 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
+from robustsuite.defenses.averaging import follow
 from robustsuite.defenses.base import Step, StepMethod
 from robustsuite.defenses.context import Context
 from robustsuite.errors import UsageError
@@ -52,15 +52,7 @@ class EMA(StepMethod):
         begun = step.progress >= self.start
         step.memory["since"] = since + begun
         rate = self.rate(since) if begun else 0.0
-        average, live = step.aux["ema"], step.module
-        with torch.no_grad():
-            for mean, now in zip(average.parameters(), live.parameters(), strict=True):
-                mean.lerp_(now, 1 - rate)
-            for mean, now in zip(average.buffers(), live.buffers(), strict=True):
-                if self.buffers == "average" and mean.is_floating_point():
-                    mean.lerp_(now, 1 - rate)
-                else:
-                    mean.copy_(now)
+        follow(step.aux["ema"], step.module, rate, self.buffers)
 
     def keep(self, context: Context) -> nn.Module:
         """The average."""

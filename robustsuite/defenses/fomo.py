@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustsuite.defenses.averaging import follow
 from robustsuite.defenses.base import Step, StepMethod, Term
 from robustsuite.defenses.context import Context
 from robustsuite.defenses.losses import kl
@@ -78,13 +79,13 @@ class FOMO(StepMethod):
     def post_step(self, step: Step) -> None:
         """During consolidation, move the stable model."""
         if step.memory.get("since", -1) >= self.every - self.consolidate:
-            follow(step.aux["fomo"], step.module, 1 - self.decay)
+            follow(step.aux["fomo"], step.module, self.decay, "average")
 
     def epoch_end(self, context: Context) -> None:
         """In the warm-up, copy the network; after it, count epochs, and forget when a cycle begins."""
         memory = context.memory
         if "since" not in memory:
-            follow(context.aux["fomo"], context.module, 1.0)
+            follow(context.aux["fomo"], context.module, 0.0)
             if context.progress < self.warmup:
                 return
             memory["since"] = self.every - 1
@@ -97,16 +98,6 @@ class FOMO(StepMethod):
     def keep(self, context: Context) -> nn.Module:
         """The stable model."""
         return context.aux["fomo"]
-
-
-def follow(average: nn.Module, live: nn.Module, rate: float) -> None:
-    """Move weights and statistics of ``average`` that share of the way to those of ``live``; counters are copied."""
-    with torch.no_grad():
-        for mean, now in zip(average.state_dict().values(), live.state_dict().values(), strict=True):
-            if mean.is_floating_point() and rate < 1:
-                mean.lerp_(now, rate)
-            else:
-                mean.copy_(now)
 
 
 def later_layers(module: nn.Module, later: float) -> list[str]:

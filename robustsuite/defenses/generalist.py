@@ -4,9 +4,9 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from robustsuite.defenses.averaging import follow
 from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term
 from robustsuite.defenses.context import Context
 from robustsuite.defenses.losses import ce
@@ -91,15 +91,6 @@ class Generalist(StepMethod):
         left = min(int(place), len(self.knots) - 1)
         right = min(left + 1, len(self.knots) - 1)
         return self.knots[left] + (place - left) * (self.knots[right] - self.knots[left])
-
-
-@torch.no_grad()
-def follow(average: nn.Module, live: nn.Module, rate: float) -> None:
-    """Move the average's weights by ``1 - rate`` towards the live ones, and take over the buffers."""
-    for mean, now in zip(average.parameters(), live.parameters(), strict=True):
-        mean.lerp_(now, 1 - rate)
-    for mean, now in zip(average.buffers(), live.buffers(), strict=True):
-        mean.copy_(now)
 
 
 def blend(first: nn.Module, second: nn.Module, share: float) -> dict[str, Tensor]:

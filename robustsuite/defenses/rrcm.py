@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 from torch.optim import Optimizer
 
+from robustsuite.defenses.averaging import follow
 from robustsuite.defenses.base import FitMethod, Step, Term
 from robustsuite.defenses.consistency import Consistency
-from robustsuite.defenses.generalist import follow
 from robustsuite.defenses.services import Services
 from robustsuite.errors import UsageError
 from robustsuite.noise import ExampleNoise, fork_global

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from robustsuite.defenses import Step
+from robustsuite.defenses.averaging import follow
 from robustsuite.defenses.composed import compose
-from robustsuite.defenses.fomo import FOMO, follow, forget, later_layers
+from robustsuite.defenses.fomo import FOMO, forget, later_layers
 from robustsuite.defenses.pgd_at import PGDAT
 from robustsuite.defenses.standard import Standard
 from robustsuite.defenses.trades import TRADES
@@ -62,10 +63,10 @@ def test_the_stable_model_follows():
     average, live = network(), network()
     live[3](torch.randn(8, 20))
     before = average[0].weight.clone()
-    follow(average, live, 0.25)
+    follow(average, live, 0.75, "average")
     assert torch.allclose(average[0].weight, 0.75 * before + 0.25 * live[0].weight)
     assert average[3].num_batches_tracked == 1
-    follow(average, live, 1.0)
+    follow(average, live, 0.0, "average")
     assert all(
         torch.equal(a, b) for a, b in zip(average.state_dict().values(), live.state_dict().values(), strict=True)
     )
