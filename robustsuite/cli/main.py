@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from robustsuite import __version__
 from robustsuite.cli import (
+    attribute,
     board,
     certify,
     check,
@@ -133,6 +134,7 @@ app.command("demo", rich_help_panel=_START)(demo.demo)
 app.command("doctor", rich_help_panel=_START)(doctor.doctor)
 app.command("eval", rich_help_panel=_WORK)(evaluate.evaluate)
 app.command("certify", rich_help_panel=_WORK)(certify.certify)
+app.command("attribute", rich_help_panel=_WORK)(attribute.attribute)
 app.command("verify", rich_help_panel=_WORK)(verify.verify)
 app.command("train", rich_help_panel=_WORK)(train.train)
 app.command("reproduce", rich_help_panel=_WORK)(reproduce.reproduce)

@@ -79,7 +79,7 @@ def prepare_run(
     threat = ThreatModel.parse(run.threat)
     device = values.device_of(run.device)
     subject = load_subject(model, data, device, plugins or {})
-    _inside_the_box(threat, subject.data.input_shape)
+    inside_the_box(threat, subject.data.input_shape)
     threads = run.threads or (max(1, cores() // run.workers) if run.workers > 1 else None)
     return prepare(
         subject.classifier,
@@ -96,7 +96,7 @@ def prepare_run(
     )
 
 
-def _inside_the_box(threat: "ThreatModel", shape: Sequence[int]) -> None:
+def inside_the_box(threat: "ThreatModel", shape: Sequence[int]) -> None:
     """Raise `UsageError` for an eps that no two images are apart: 8 was meant to be 8/255."""
     pixels = math.prod(shape)
     widest = {"Linf": 1.0, "L2": math.sqrt(pixels), "L1": float(pixels)}[threat.norm]

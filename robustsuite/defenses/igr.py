@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from robustsuite.defenses.base import Step, StepMethod, Term
 from robustsuite.defenses.directions import misalignment
 from robustsuite.defenses.eval_mode import in_eval
 from robustsuite.errors import UsageError
+from robustsuite.models.attributions import integrated_gradients, label_gradient
 from robustsuite.registry import register_defense
 
 
@@ -45,21 +46,10 @@ class IGR(StepMethod):
         if self.weight == 0:
             return {}
         with in_eval(step.module):
-            clean, adversarial = (
-                integrated_gradients(step, step.views[view], self.points) for view in ("clean", "adv")
-            )
+            clean, adversarial = (self._attributions(step, step.views[view]) for view in ("clean", "adv"))
         return {"igr": Term(misalignment(clean, adversarial), self.weight)}
 
-
-def integrated_gradients(step: Step, x: Tensor, points: int) -> Tensor:
-    """``x * mean_s grad z_y(x s/S)`` over s = 1..S, shaped like ``x``, differentiable in the parameters.
-
-    Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks" (ICML 2017), eq. 3 with a black baseline.
-    """
-    shares = torch.arange(1, points + 1, device=x.device).to(x.dtype) / points
-    path = (shares.view(-1, *[1] * x.ndim) * x).flatten(0, 1).detach().requires_grad_(True)
-    logits = step.forward(path)
-    chosen = logits.gather(1, step.y.repeat(points).unsqueeze(1)).sum()
-    (grad,) = torch.autograd.grad(chosen, path, create_graph=True)
-    step.passes.backward += len(path)
-    return x * grad.view(points, *x.shape).mean(0)
+    def _attributions(self, step: Step, x: Tensor) -> Tensor:
+        """Those of the batch's labels, differentiable in the parameters."""
+        step.passes.backward += len(x) * self.points
+        return integrated_gradients(partial(label_gradient, step.forward), x, step.y, self.points)

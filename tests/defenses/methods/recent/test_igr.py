@@ -1,6 +1,7 @@
 """IGR: attributions of an image and of its adversarial view."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -9,17 +10,22 @@ from torch import Tensor, nn
 from robustsuite.data.dataset import Dataset
 from robustsuite.defenses import Step
 from robustsuite.defenses.composed import compose
-from robustsuite.defenses.igr import IGR, integrated_gradients
+from robustsuite.defenses.igr import IGR
 from robustsuite.defenses.pgd_at import PGDAT
 from robustsuite.defenses.standard import Standard
 from robustsuite.defenses.trades import TRADES
 from robustsuite.errors import UsageError
+from robustsuite.models.attributions import integrated_gradients, label_gradient
 from robustsuite.registry import DEFENSES
 from robustsuite.testing import check_defense
 from robustsuite.threat import ThreatModel
 from robustsuite.training.loop import train
 
 BASE = ("pgd_at", PGDAT(steps=1))
+
+
+def attributions(step: Step, x: Tensor, points: int) -> Tensor:
+    return integrated_gradients(partial(label_gradient, step.forward), x, step.y, points)
 
 
 class Cubic(nn.Module):
@@ -37,7 +43,7 @@ class Cubic(nn.Module):
 def test_of_a_linear_network_they_are_its_weights_times_the_image(points: int, toy: Step):
     layer = nn.Linear(3, 3).double()
     toy.module = layer
-    found = integrated_gradients(toy, toy.x, points)
+    found = attributions(toy, toy.x, points)
     assert torch.allclose(found, layer.weight[toy.y] * toy.x)
     a, b = (layer.weight[toy.y] * view for view in (toy.x, toy.views["adv"]))
     assert torch.allclose(IGR(points=points).terms(toy)["igr"].values, 1 - torch.cosine_similarity(a, b))
@@ -47,11 +53,11 @@ def test_against_the_integral_and_completeness(toy: Step):
     weight = torch.tensor([[1.0, -2, 0.5], [0, 1, 3], [2, 2, 2]]).double()
     toy.module = Cubic(weight)
     exact = weight[toy.y] * toy.x**3  # x * integral of 3 w (x s)^2
-    assert torch.allclose(integrated_gradients(toy, toy.x, 4000), exact, rtol=1e-3)
+    assert torch.allclose(attributions(toy, toy.x, 4000), exact, rtol=1e-3)
     # right sums of s^2: (S + 1)(2S + 1) / 2S^2 times the integral
-    assert torch.allclose(integrated_gradients(toy, toy.x, 2), exact * 15 / 8)
+    assert torch.allclose(attributions(toy, toy.x, 2), exact * 15 / 8)
     label = toy.module(toy.x).gather(1, toy.y.view(-1, 1))[:, 0]
-    assert torch.allclose(integrated_gradients(toy, toy.x, 4000).sum(1), label, rtol=1e-3)
+    assert torch.allclose(attributions(toy, toy.x, 4000).sum(1), label, rtol=1e-3)
 
 
 def test_the_same_view_lacks_nothing_and_the_gradient_reaches_the_weights(toy: Step):
