@@ -82,7 +82,8 @@ def sidecar_of(trained: Trained, which: Which = "best") -> Sidecar:
         "passes": trained.passes,
     }
     parts = (trained.defense, *(modifier["name"] for modifier in trained.modifiers))
-    known = {name: DEFENSES.get(name).facts["fidelity"] for name in parts if "fidelity" in DEFENSES.get(name).facts}
+    facts = {name: DEFENSES.get(name).facts for name in parts if name in DEFENSES}  # others are objects of a script
+    known = {name: said["fidelity"] for name, said in facts.items() if "fidelity" in said}
     if known:
         defense["fidelity"] = known
     shape = trained.input_shape

@@ -8,9 +8,11 @@ from robustsuite.data.dataset import Dataset
 from robustsuite.defenses.pgd_at import PGDAT
 from robustsuite.models.reference import ModelSpec, load_model
 from robustsuite.models.sidecar import find_sidecar
+from robustsuite.testing.toys import toy_data
 from robustsuite.threat import ThreatModel
 from robustsuite.training.checkpoint import save_trained
 from robustsuite.training.loop import train
+from robustsuite.training.method import make_composed
 
 
 def quick(blobs: Dataset):
@@ -52,3 +54,12 @@ def test_last_weights_can_be_saved_too(blobs: Dataset, tmp_path: Path):
     state = loaded.classifier.module.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.last_state.items())
     assert find_sidecar(path).defense["epoch"] == 3  # type: ignore[union-attr,index]
+
+
+def test_the_sidecar_says_what_parts_of_the_defense_rest_on(tmp_path):
+    data = toy_data(24)
+    method = make_composed("score", ("adr", "ema"), {"steps": 1})
+    trained = train(method, "mlp", {"hidden": 4}, data, ThreatModel.parse("Linf:0.1"), epochs=1, batch_size=12)
+    defense = find_sidecar(str(save_trained(trained, tmp_path / "net"))).defense
+    assert defense is not None
+    assert defense["fidelity"] == {"score": "authors' code", "adr": "authors' code"}
