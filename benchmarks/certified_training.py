@@ -171,7 +171,8 @@ def write(setting: Setting, out: Path, target: Path) -> None:
         cells = [str(name), str(len(rows))]
         cells += [spread(100 * rows[column]) for column in ("clean", "robust", *CERTIFIED_BY, "width")]
         cells += [f"{tightness.median():.3f}" if tightness.notna().any() else ""]
-        cells += [f"{rows['seconds'].median() / base:.1f}x", f"{rows['passes'].median():.1f}"]
+        times = rows["seconds"].dropna() / base
+        cells += [f"{times.median():.1f}x" if len(times) else "", f"{rows['passes'].median():.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     target.with_name(f"{target.name}.md").write_text("\n".join(lines) + "\n")
 
