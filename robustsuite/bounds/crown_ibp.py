@@ -104,8 +104,8 @@ class _ThroughReLU(torch.autograd.Function):
     """Rows ``A`` ``[N,R,*shape]`` over ReLUs as rows over their arguments in ``[l, u]``, and what that adds ``[N,R]``.
 
     The lines are those of `relu_lines`: below ``z`` or 0, whichever leaves the smaller area, above the chord with the
-    slope ``s = u+ / (u+ - l-)``. In two dozen operations on blocks that stay in a cache, where autograd
-    would record ten times as many on memory.
+    slope ``s = u+ / (u+ - l-)``. In two dozen operations on blocks that stay in
+    a cache, where autograd would record ten times as many on memory.
     """
 
     @staticmethod

@@ -144,8 +144,8 @@ def merged_margins(x: Box, last: Node, y: Tensor, rounding: Rounding) -> Tensor:
 def _of_differences(radius: Tensor, weight: Tensor, y: Tensor) -> Tensor:
     """``|w_y - w_k| r`` of every class k, ``[N,K]``."""
     classes, inputs = weight.shape
-    if classes <= min(len(y), _FEW_CLASSES) and classes * classes * inputs <= _CHUNK:
-        # All pairs of classes are fewer differences than those of every example's label.
+    if classes <= _FEW_CLASSES and classes * classes * inputs <= _CHUNK:
+        # All pairs of classes are fewer differences than those of the labels of a batch.
         pairs = (weight.unsqueeze(1) - weight).abs().flatten(0, 1)
         return F.linear(radius, pairs).unflatten(1, (classes, classes))[torch.arange(len(y), device=y.device), y]
     rows = max(1, _CHUNK // weight.numel())

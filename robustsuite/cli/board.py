@@ -1,14 +1,13 @@
 """`robustsuite board`: records to tables, checked."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustsuite.cli import board_import, board_site, console
+from robustsuite.cli import board_import, board_site, checks, console
 from robustsuite.cli.options import Json
-from robustsuite.errors import InputError, VerificationError
+from robustsuite.errors import InputError
 
 if TYPE_CHECKING:
     from robustsuite.leaderboard.row import Board
@@ -106,17 +105,7 @@ def check(
     """
     from robustsuite.leaderboard.check import check_folder
 
-    findings = check_folder(folder, against)
-    bad = [f for f in findings if not f.ok]
-    if as_json:
-        lines = [dataclasses.asdict(f) for f in findings]
-        console.emit({"folder": str(folder), "ok": not bad, "findings": lines})
-        raise typer.Exit(6 if bad else 0)
-    for f in findings:
-        console.say(str(f))
-    if bad:
-        raise VerificationError(f"{len(bad)} of {len(findings)} checks of {folder} failed; the lines above name them.")
-    console.say(f"{folder} holds: {len(findings)} checks.")
+    checks.tell(folder, check_folder(folder, against), as_json)
 
 
 @app.command("compare")

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustsuite.cli import console
+from robustsuite.cli import checks, console
 from robustsuite.cli.options import Json
-from robustsuite.errors import UsageError, VerificationError
+from robustsuite.errors import UsageError
 
 if TYPE_CHECKING:
     from robustsuite.reproduction.report import Report
@@ -29,7 +29,9 @@ def reproduce(
     Killed at any moment, the same command goes on where it was.
     """
     if check is not None:
-        _check(check, as_json)
+        from robustsuite.reproduction.report import check_reports
+
+        checks.tell(check, list(check_reports(check)), as_json)
         return
     if name is None:
         _list(as_json)
@@ -75,20 +77,3 @@ def _list(as_json: bool) -> None:
         return
     for name, claim in sorted(claims.items()):
         console.say(f"{name}: {claim.claim} ({claim.source}; {claim.method.name} against {claim.baseline.name})")
-
-
-def _check(folder: Path, as_json: bool) -> None:
-    import dataclasses
-
-    from robustsuite.reproduction.report import check_reports
-
-    findings = list(check_reports(folder))
-    bad = [f for f in findings if not f.ok]
-    if as_json:
-        console.emit({"folder": str(folder), "ok": not bad, "findings": [dataclasses.asdict(f) for f in findings]})
-        raise typer.Exit(6 if bad else 0)
-    for finding in findings:
-        console.say(str(finding))
-    if bad:
-        raise VerificationError(f"{len(bad)} of {len(findings)} checks of {folder} failed; the lines above name them.")
-    console.say(f"{folder} holds: {len(findings)} checks.")

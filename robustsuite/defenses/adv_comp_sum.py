@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term
-from robustsuite.defenses.eval_mode import clean_logits
+from robustsuite.defenses.clean_logits import clean_logits
 from robustsuite.defenses.losses import ce
 from robustsuite.errors import UsageError
 from robustsuite.registry import register_defense

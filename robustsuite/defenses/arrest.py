@@ -11,10 +11,10 @@ from torch import Tensor
 from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term
 from robustsuite.defenses.context import Context
 from robustsuite.defenses.directions import direction
-from robustsuite.defenses.eval_mode import in_eval
 from robustsuite.defenses.losses import ce
 from robustsuite.defenses.penultimate import with_features
 from robustsuite.errors import InputError, UsageError
+from robustsuite.models.modes import mode
 from robustsuite.registry import register_defense
 
 
@@ -72,7 +72,7 @@ class ARREST(StepMethod):
         adversarial = step.maximise(InnerSpec("ce", self.steps, self.alpha))
         if self.threshold == 1:
             return {"adv": adversarial}
-        with in_eval(step.module), torch.no_grad():
+        with mode(step.module, "eval"), torch.no_grad():
             change = angle(with_features(step, step.x)[1], self._standard(step))
         noisy = step.maximise(InnerSpec(steps=0, draw=1))
         changed = (change > self.threshold).view(-1, *[1] * (step.x.ndim - 1))

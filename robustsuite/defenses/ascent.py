@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustsuite.defenses.eval_mode import in_eval
 from robustsuite.defenses.step import InnerSpec, Step
+from robustsuite.models.modes import mode
 
 Rule = Literal["sign", "rmsprop", "adam"]
 MOMENTUM: dict[Rule, float] = {"sign": 0.0, "rmsprop": 0.0, "adam": 0.9}
@@ -28,7 +28,7 @@ def ascend(
     delta = project(delta)
     mean, square, momentum = torch.zeros_like(x), torch.zeros_like(x), MOMENTUM[rule]
     graphed = step.graphed  # what is differentiated here is no part of the loss's graph
-    with in_eval(step.module):
+    with mode(step.module, "eval"):
         for number in range(1, spec.steps + 1):
             leaf = (x + delta).requires_grad_(True)
             with torch.enable_grad():

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from robustsuite.defenses.ascent import MOMENTUM, Rule, ascend
 from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term
-from robustsuite.defenses.eval_mode import clean_logits, in_eval
+from robustsuite.defenses.clean_logits import clean_logits
 from robustsuite.defenses.losses import ce
 from robustsuite.errors import UsageError
+from robustsuite.models.modes import mode
 from robustsuite.noise import ExampleNoise
 from robustsuite.registry import register_defense
 
@@ -63,7 +64,7 @@ class BETAAT(StepMethod):
         noise = ExampleNoise(step.noise.child("beta").noise, step.noise.ids.repeat_interleave(each))
         start = 2 * noise.uniform(x.shape[1:], targets).to(x.dtype) - 1
         found = ascend(step, spec, self.rule, margin, x, spec.eps * step.threat.radius * start)
-        with in_eval(step.module):
+        with mode(step.module, "eval"):
             margins = margin(step.infer(found, step.module)).view(batch, each)
         points = found.view(batch, each, *x.shape[1:])
         views = {"adv": points[torch.arange(batch, device=x.device), margins.argmax(1)]}

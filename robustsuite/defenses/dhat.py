@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term
+from robustsuite.defenses.clean_logits import clean_logits
 from robustsuite.defenses.context import Context
-from robustsuite.defenses.eval_mode import clean_logits, in_eval
 from robustsuite.defenses.grad_cam import grad_cam, last_map
 from robustsuite.defenses.losses import ce, kl
 from robustsuite.errors import UsageError
 from robustsuite.models.hooks import check_layers
+from robustsuite.models.modes import mode
 from robustsuite.registry import register_defense
 
 
@@ -83,7 +84,7 @@ class DHAT(StepMethod):
         if self._plain:
             return {"adv": adversarial}
         clean, q = clean_logits(step), step.q
-        with in_eval(step.module):
+        with mode(step.module, "eval"):
             attacked = step.infer(adversarial, step.module)
 
         def hard(logits: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from robustsuite.defenses.ascent import ascend
 from robustsuite.defenses.base import InnerSpec, Step, StepMethod, Term
-from robustsuite.defenses.eval_mode import in_eval
 from robustsuite.defenses.losses import ce
 from robustsuite.errors import UsageError
+from robustsuite.models.modes import mode
 from robustsuite.registry import register_defense
 
 
@@ -94,7 +94,7 @@ class DONE(StepMethod):
             return
         labels = step.q if step.q_attack is None else step.q_attack
         leaf = adversarial.detach().requires_grad_(True)
-        with torch.enable_grad(), in_eval(step.module):
+        with torch.enable_grad(), mode(step.module, "eval"):
             (ascent,) = torch.autograd.grad(ce(step.forward(leaf), labels).sum(), leaf, create_graph=True)
             ((ascent * outer * inside).sum() / self.lam).backward()
         step.passes.backward += 2 * len(leaf)

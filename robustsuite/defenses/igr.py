@@ -9,9 +9,9 @@ from torch import Tensor
 
 from robustsuite.defenses.base import Step, StepMethod, Term
 from robustsuite.defenses.directions import misalignment
-from robustsuite.defenses.eval_mode import in_eval
 from robustsuite.errors import UsageError
 from robustsuite.models.attributions import integrated_gradients, label_gradient
+from robustsuite.models.modes import mode
 from robustsuite.registry import register_defense
 
 
@@ -45,7 +45,7 @@ class IGR(StepMethod):
         """What the two attributions lack to be parallel."""
         if self.weight == 0:
             return {}
-        with in_eval(step.module):
+        with mode(step.module, "eval"):
             clean, adversarial = (self._attributions(step, step.views[view]) for view in ("clean", "adv"))
         return {"igr": Term(misalignment(clean, adversarial), self.weight)}
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from robustsuite.defenses.base import Step, StepMethod, Term
+from robustsuite.defenses.clean_logits import clean_logits
 from robustsuite.defenses.context import Context
-from robustsuite.defenses.eval_mode import clean_logits, in_eval
 from robustsuite.defenses.losses import ce
 from robustsuite.defenses.unlabelled import complete, mean_over, prepare, unlabelled
 from robustsuite.errors import UsageError
+from robustsuite.models.modes import mode
 from robustsuite.registry import register_defense
 
 
@@ -87,7 +88,7 @@ class RSS(StepMethod):
         if self.steps == 0 or math.isinf(min(self.gamma, self.gamma_unlabelled)):
             return {}
         worst = step.x
-        with in_eval(step.module):
+        with mode(step.module, "eval"):
             for _ in range(self.steps):
                 leaf = worst.detach().requires_grad_(True)
                 with torch.enable_grad():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Experiment:
         trained = train(method, *arch, examples, self.threat, seed=seed, keep_at=checkpoint, **setting.recipe)
         stored = self._evaluate(save_trained(trained, checkpoint), seed, say)
         runs = {"best": stored.record.run_key}
-        found: dict[str, Any] = _measured(stored, self._test()) | {
+        found: dict[str, Any] = _measured(stored, self.test) | {
             "collapsed": float(trained.collapsed_at is not None),
             "seconds": trained.seconds,
             "forward": trained.forward,
@@ -78,12 +79,14 @@ class Experiment:
         Store(checkpoint, {}).clear()
         return found
 
-    def _test(self) -> Dataset:
+    @cached_property
+    def test(self) -> Dataset:
+        """What every training is evaluated on."""
         assert self.source is not None
         return load_data(self.source, split=self.setting.test[0], subset=self.setting.test[1])
 
     def _evaluate(self, checkpoint: Path, seed: int, say: Say, which: Which = "best") -> StoredRun:
-        data = self._test()
+        data = self.test
         say(f"evaluating its {which} epoch on {len(data)} images under {self.setting.tier}")
         loaded = load_model(ModelSpec(str(checkpoint)), input_shape=data.input_shape, num_classes=data.num_classes)
         protocol = load_protocol(self.setting.tier)

@@ -38,18 +38,21 @@ class Report(Part):
 
     def comparisons(self) -> list[Comparison]:
         """Every expectation, compared again."""
-        sides = [[outcome.quantities for outcome in side] for side in (self.method, self.baseline)]
-        return [compare(expectation, *sides) for expectation in self.claim.expects]
+        return _comparisons(self.claim, self.method, self.baseline)
 
 
 def report_of(name: str, claim: Claim, setting: Setting, sides: Sequence[Sequence[dict[str, Any]]]) -> Report:
     """The report on what `Experiment.quantities` gave for both sides, each with its ``seed``."""
     method, baseline = ([_outcome(found) for found in side] for side in sides)
-    comparisons = [compare(e, *([o.quantities for o in side] for side in (method, baseline))) for e in claim.expects]
+    verdict = overall(_comparisons(claim, method, baseline))
     return Report(
-        name=name, claim=claim, setting=setting, method=tuple(method), baseline=tuple(baseline),
-        verdict=overall(comparisons),
-    )  # fmt: skip
+        name=name, claim=claim, setting=setting, method=tuple(method), baseline=tuple(baseline), verdict=verdict
+    )
+
+
+def _comparisons(claim: Claim, *sides: Sequence[Outcome]) -> list[Comparison]:
+    method, baseline = ([outcome.quantities for outcome in side] for side in sides)
+    return [compare(expectation, method, baseline) for expectation in claim.expects]
 
 
 def _outcome(found: dict[str, Any]) -> Outcome:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from robustsuite.defenses.losses import ce, kl
 from robustsuite.defenses.step import InnerSpec, Objective, Step
+from robustsuite.models.modes import frozen, mode
 from robustsuite.noise import ExampleNoise
 from robustsuite.threat import Eps, ThreatModel
-from robustsuite.training.modes import frozen, mode
 
 GAUSS_SCALE = 1e-3  # the start of TRADES: anything but zero, far inside every ball
 

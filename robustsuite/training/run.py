@@ -12,12 +12,12 @@ from robustsuite.defenses.composed import Composed
 from robustsuite.defenses.context import Context
 from robustsuite.defenses.step import Step, reduce_terms
 from robustsuite.errors import DivergedBounds, UsageError
+from robustsuite.models.modes import mode
 from robustsuite.noise import Noise, fork_global
 from robustsuite.training.book import Book
 from robustsuite.training.feed import Feed
 from robustsuite.training.launch import Launch
 from robustsuite.training.losses import Losses, Progress
-from robustsuite.training.modes import mode
 from robustsuite.training.optim import descend, make_optimizer
 from robustsuite.training.resume import state_of
 from robustsuite.training.settings import Settings
